@@ -1,0 +1,81 @@
+"""The time of one operator. Each module is one operator kind, found by its name, and owns two pure functions.
+
+    work(shape, format, variant) -> Work       FLOPs and bytes of one execution: the only place that formula stands
+    estimate(op, cluster) -> Estimate          seconds of one execution on one device of the cluster
+
+Shapes hold floats or arrays of shape (n_points,); everything broadcasts.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
+
+#: Bytes of one element, scales included where a format has them: FP8 carries an FP32 scale per 128 elements.
+BYTES: Mapping[str, float] = {
+    "fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_block": 1.0 + 4.0 / 128, "e5m6": 1.5,
+}  # fmt: skip
+
+#: The peak a format's matrix products run at.
+PEAK: Mapping[str, str] = {"fp8_block": "fp8", "fp16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one execution needs: FLOPs, bytes moved per memory tier, bytes sent per device."""
+
+    flops: Num = 0.0
+    traffic_bytes: Mapping[str, Num] = field(default_factory=dict)
+    message_bytes: Num = 0.0
+
+
+def operator(kind: str, name: str, format: str, shape: Mapping[str, Num], *, variant: str = "", **rest: Any) -> Op:
+    """An ``Op`` whose FLOPs and bytes follow from its shape by the one formula of its kind."""
+    work = _module(kind).work(shape, format, variant)
+    return Op(
+        kind=kind, name=name, format=format, shape=dict(shape), variant=variant, flops=work.flops,
+        traffic_bytes=work.traffic_bytes, message_bytes=work.message_bytes, **rest,
+    )  # fmt: skip
+
+
+def reshape(op: Op, **dims: Num) -> Op:
+    """``op`` with other dimensions, its FLOPs and bytes computed anew."""
+    shape = {**op.shape, **dims}
+    work = _module(op.kind).work(shape, op.format, op.variant)
+    return replace(
+        op, shape=shape, flops=work.flops, traffic_bytes=work.traffic_bytes, message_bytes=work.message_bytes
+    )
+
+
+def estimate(op: Op, cluster: Cluster) -> Estimate:
+    """Seconds of one execution of ``op`` on one device of ``cluster``, with its 90% interval and provenance."""
+    return _module(op.kind).estimate(op, cluster)
+
+
+def peak(device: Device, format: str) -> Num:
+    """Dense matrix FLOP/s of ``format``; a GPU without FP8 runs it at its BF16 rate (the tensors are converted)."""
+    name = PEAK.get(format, format)
+    return device.peak_flops_per_s.get(name, device.peak_flops_per_s["bf16"]) * device.clock_under_load
+
+
+def with_sms(device: Device, n_sms: Num) -> Device:
+    """``device`` when only ``n_sms`` of its SMs compute, e.g. because communication kernels hold the others."""
+    share = n_sms / device.n_sms
+    peaks = {name: rate * share for name, rate in device.peak_flops_per_s.items()}
+    return replace(device, n_sms=n_sms, peak_flops_per_s=peaks)
+
+
+def fit_of(device: Device, *names: str) -> KernelFit:
+    """The first of ``names`` for which ``device`` has fitted coefficients; KeyError names what is missing."""
+    for name in names:
+        if name in device.kernels:
+            return device.kernels[name]
+    raise KeyError(f"device {device.name!r} has no kernel coefficients named {' or '.join(names)}")
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(f"{__name__}.{kind}")

@@ -1,0 +1,233 @@
+"""The language of Sextant: immutable records that every package speaks.
+
+A quantity is a ``Num``: a float, or an array of shape ``(n_points,)``. A sweep is a record in which a scalar was
+replaced by an array; nothing else changes. All quantities are SI: bytes, seconds, FLOP (one multiply-add is 2),
+watts, USD. Bandwidths are per device and for one direction. Peaks are dense (no sparsity).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Num = float | NDArray[np.float64]
+
+#: What can bound an operator's time, in the order used for ties.
+BOUNDS = ("math", "memory", "link", "rows", "launch")
+
+#: Where a number can come from, the most to the least trusted.
+PROVENANCES = ("measured", "fitted", "published", "datasheet", "assumed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """One memory tier of a device (``hbm``), or of its host (``host``, ``nvme``)."""
+
+    capacity_bytes: Num
+    bandwidth_bytes_per_s: Num
+    latency_s: Num = 0.0
+    rows_per_s: Num = float("inf")
+    energy_j_per_byte: Num = 0.0
+    price_usd: Num = 0.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFit:
+    """Coefficients of one kernel's time model, and how far to trust them.
+
+    ``low`` and ``high`` are factors on the predicted seconds that hold 90% of held-out measurements.
+    """
+
+    coefficients: Mapping[str, Num]
+    low: float
+    high: float
+    provenance: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A GPU: datasheet rates, and the fitted kernel coefficients that say how much of them is reached."""
+
+    name: str
+    peak_flops_per_s: Mapping[str, Num]
+    n_sms: Num
+    memories: Mapping[str, Memory]
+    l2_bytes: Num
+    launch_s: Num
+    power_w: Num
+    price_usd_per_h: Num
+    clock_under_load: Num = 1.0
+    kernels: Mapping[str, KernelFit] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A link as one device sees it: one direction, and the share of the line rate that payload reaches."""
+
+    bandwidth_bytes_per_s: Num
+    latency_s: Num
+    efficiency: Num = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """``n_devices`` devices reach each other over ``link`` (counted from the innermost tier)."""
+
+    n_devices: Num
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Equal devices joined by tiers of links, the innermost first (``nvlink``, then ``infiniband``)."""
+
+    name: str
+    device: Device
+    n_devices: Num
+    tiers: Mapping[str, Tier]
+    topology: str = ""
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One operator of a step, executed ``count`` times by one device.
+
+    ``kind`` names the module of ``simulator.kernels`` that knows its work and its time; ``variant`` what that module
+    may distinguish (``forward`` or ``backward``, ``all_reduce`` ...). ``shards`` says which shape dimension each
+    parallel degree divides. ``flops``, ``traffic_bytes`` and ``message_bytes`` are for one execution.
+    ``part`` is the layer kind it belongs to, ``block`` the piece of that layer (``attention``, ``mlp`` ...), ``phase``
+    one of forward, backward_input, backward_weight, optimizer.
+    """
+
+    kind: str
+    name: str
+    format: str
+    shape: Mapping[str, Num]
+    flops: Num = 0.0
+    traffic_bytes: Mapping[str, Num] = field(default_factory=dict)
+    message_bytes: Num = 0.0
+    group: str = ""
+    variant: str = ""
+    stream: str = "compute"
+    after: tuple[str, ...] = ()
+    count: Num = 1.0
+    shards: Mapping[str, str] = field(default_factory=dict)
+    part: str = ""
+    block: str = ""
+    phase: str = "forward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The operators of one phase of one model under one load, as one device runs them.
+
+    ``resident_bytes[tier][part]`` is what must lie in memory, ``layers`` how many layers of each part there are.
+    """
+
+    phase: str
+    ops: tuple[Op, ...]
+    n_tokens: Num
+    layers: Mapping[str, Num] = field(default_factory=dict)
+    resident_bytes: Mapping[str, Mapping[str, Num]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the model is laid over the cluster. Degrees multiply to the devices used: tensor x context x pipeline x data.
+
+    ``expert`` divides the routed experts over that many devices of the ``data`` x ``tensor`` group.
+    ``n_comm_sms`` SMs belong to communication kernels while they run beside compute.
+    """
+
+    tensor: Num = 1.0
+    expert: Num = 1.0
+    pipeline: Num = 1.0
+    data: Num = 1.0
+    context: Num = 1.0
+    schedule: str = "1f1b"
+    virtual_stages: Num = 1.0
+    micro_batch: Num = 1.0
+    recompute: tuple[str, ...] = ()
+    overlap: str = "none"
+    n_comm_sms: Num = 0.0
+    zero_stage: float = 1.0
+    formats: str = "bf16"
+    redundant_experts: Num = 0.0
+    layers_per_stage: tuple[float, ...] = ()
+    placement: Mapping[str, str] = field(default_factory=dict)
+    prefetch: str = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is asked of the model.
+
+    phase: ``training`` (``batch`` = sequences of the whole cluster per optimizer step, ``context_tokens`` = their
+    length), ``prefill`` (``batch`` = prompts per data-parallel rank) or ``decode`` (``batch`` = requests per
+    data-parallel rank, ``context_tokens`` = tokens already in the cache).
+    """
+
+    phase: str
+    batch: Num
+    context_tokens: Num
+    routing: str = "balanced"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds of one execution, with a 90% interval.
+
+    ``limits`` holds the seconds that each bound alone would take (keys of ``BOUNDS``).
+    """
+
+    seconds: Num
+    low: Num
+    high: Num
+    limits: Mapping[str, Num]
+    provenance: str
+
+    @property
+    def bound(self) -> NDArray[np.str_]:
+        """The name of the largest limit, per point, shape () or (n_points,)."""
+        names = [name for name in BOUNDS if name in self.limits]
+        stack = np.stack(np.broadcast_arrays(*(self.limits[name] for name in names)))
+        return np.asarray(names)[np.argmax(stack, axis=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A validated question: records with arrays where an axis sweeps them."""
+
+    name: str
+    model: object
+    cluster: Cluster
+    plan: Plan
+    load: Load
+    axes: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    engine: str = "analytic"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The answer: one array of shape (n_points,) per metric, and what does not fit and why.
+
+    ``limits[i]`` lists the reasons why point ``i`` is infeasible. ``breakdown`` has seconds per operator of a point.
+    """
+
+    columns: Mapping[str, NDArray[np.float64]]
+    feasible: NDArray[np.bool_]
+    limits: tuple[tuple[str, ...], ...]
+    provenance: Mapping[str, float] = field(default_factory=dict)
+    breakdown: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Questions: scenarios, sweeps, reports and the command line."""

@@ -1,0 +1,1 @@
+"""Measure real kernels, fit, compare. The only package that may import torch."""

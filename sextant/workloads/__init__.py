@@ -1,0 +1,1 @@
+"""Catalogue of models: operators, blocks, models, and how a plan divides them."""
