@@ -101,8 +101,8 @@ class Op:
     """One operator of a step, executed ``count`` times by one device.
 
     ``kind`` names the module of ``simulator.kernels`` that knows its work and its time; ``variant`` what that module
-    may distinguish (``forward`` or ``backward``, ``all_reduce`` ...). ``shards`` says which shape dimension each
-    parallel degree divides. ``flops``, ``traffic_bytes`` and ``message_bytes`` are for one execution.
+    may distinguish (``forward`` or ``backward``, ``all_reduce`` ...). ``shards`` says which shape dimensions each
+    parallel degree divides (or multiplies, with a leading ``*``). ``flops``, ``traffic_bytes`` and ``message_bytes`` are for one execution.
     ``part`` is the layer kind it belongs to, ``block`` the piece of that layer (``attention``, ``mlp`` ...), ``phase``
     one of forward, backward_input, backward_weight, optimizer.
     """
@@ -119,7 +119,7 @@ class Op:
     stream: str = "compute"
     after: tuple[str, ...] = ()
     count: Num = 1.0
-    shards: Mapping[str, str] = field(default_factory=dict)
+    shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     part: str = ""
     block: str = ""
     phase: str = "forward"

@@ -35,7 +35,7 @@ class Work:
 
 def operator(kind: str, name: str, format: str, shape: Mapping[str, Num], *, variant: str = "", **rest: Any) -> Op:
     """An ``Op`` whose FLOPs and bytes follow from its shape by the one formula of its kind."""
-    work = _module(kind).work(shape, format, variant)
+    work = module(kind).work(shape, format, variant)
     return Op(
         kind=kind, name=name, format=format, shape=dict(shape), variant=variant, flops=work.flops,
         traffic_bytes=work.traffic_bytes, message_bytes=work.message_bytes, **rest,
@@ -45,7 +45,7 @@ def operator(kind: str, name: str, format: str, shape: Mapping[str, Num], *, var
 def reshape(op: Op, **dims: Num) -> Op:
     """``op`` with other dimensions, its FLOPs and bytes computed anew."""
     shape = {**op.shape, **dims}
-    work = _module(op.kind).work(shape, op.format, op.variant)
+    work = module(op.kind).work(shape, op.format, op.variant)
     return replace(
         op, shape=shape, flops=work.flops, traffic_bytes=work.traffic_bytes, message_bytes=work.message_bytes
     )
@@ -53,7 +53,7 @@ def reshape(op: Op, **dims: Num) -> Op:
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
     """Seconds of one execution of ``op`` on one device of ``cluster``, with its 90% interval and provenance."""
-    return _module(op.kind).estimate(op, cluster)
+    return module(op.kind).estimate(op, cluster)
 
 
 def peak(device: Device, format: str) -> Num:
@@ -77,5 +77,11 @@ def fit_of(device: Device, *names: str) -> KernelFit:
     raise KeyError(f"device {device.name!r} has no kernel coefficients named {' or '.join(names)}")
 
 
-def _module(kind: str) -> Any:
+def module(kind: str) -> Any:
+    """The module of an operator kind; ModuleNotFoundError if there is none."""
     return importlib.import_module(f"{__name__}.{kind}")
+
+
+def is_kind(name: str) -> bool:
+    """Whether the module ``name`` is an operator kind rather than arithmetic that kinds share."""
+    return hasattr(module(name), "estimate")

@@ -1,0 +1,38 @@
+# The two commands of the README are `make demo` and `make test`. Each makes its own virtual environment.
+PYTHON ?= python3
+DEMO := .venv
+TEST := .venv-test
+SCENARIOS := sextant/studies/scenarios
+.PHONY: demo test lint bench figures clean
+
+$(DEMO)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(TEST)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TEST)
+	$(TEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[torch,test]"
+	touch $@
+
+demo: $(DEMO)/installed  ## DeepSeek-V3 on 2,048 H800: the training step, then a decode step
+	$(DEMO)/bin/sextant run $(SCENARIOS)/deepseek_v3_h800_training.yaml --out results/deepseek_v3_h800_training
+	$(DEMO)/bin/sextant run $(SCENARIOS)/deepseek_v3_h800_decode.yaml --out results/deepseek_v3_h800_decode
+
+test: $(TEST)/installed  ## the whole suite
+	$(TEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST)/installed  ## style, types, import contracts
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/lint-imports
+	$(TEST)/bin/pyright
+
+bench: $(TEST)/installed  ## speed, measured
+	$(TEST)/bin/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-columns=min,median,rounds
+
+figures: $(DEMO)/installed  ## the README's figure and error table, from fresh runs
+	$(DEMO)/bin/python -m sextant.studies.readme README.md docs/figures
+
+clean:
+	rm -rf $(DEMO) $(TEST) results build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,33 @@
+"""NVIDIA A100 SXM4, 80 GB HBM2e. It has no FP8: such products run at the BF16 rate."""
+
+from __future__ import annotations
+
+from sextant.hwmodels.gpus import FULL_CLOCK, LAUNCH, LAUNCH_S, Transfer
+from sextant.hwmodels.memories import HBM2E_80GB, HOST_DDR4_PCIE4, NVME
+from sextant.simulator.types import Device
+
+FIT: Transfer | None = Transfer(
+    gpu="h100", low=0.8, high=1.35, provenance="assumed",
+    reason="no A100 kernel was fitted; another generation of SM and of kernels",
+)  # fmt: skip
+
+DEVICE = Device(
+    name="a100-80gb",
+    peak_flops_per_s={"bf16": 312e12, "tf32": 156e12},
+    n_sms=108.0,
+    memories={"hbm": HBM2E_80GB, "host": HOST_DDR4_PCIE4, "nvme": NVME},
+    l2_bytes=40e6,
+    launch_s=LAUNCH_S,
+    power_w=400.0,
+    price_usd_per_h=1.2,
+    source={
+        "peak_flops_per_s.bf16": "312 TFLOP/s dense (aiconfigurator systems; glennklockwood.com A100)",
+        "peak_flops_per_s.tf32": "156 TFLOP/s dense (hmc-tech.com A100 SXM, 155.9)",
+        "n_sms": "108 (glennklockwood.com A100; PMC10448217 table 3)",
+        "l2_bytes": "40 MB (glennklockwood.com A100)",
+        "launch_s": LAUNCH,
+        "power_w": "400 W (hmc-tech.com A100 SXM)",
+        "price_usd_per_h": "assumed: 1.2 USD/h; set it to what you pay",
+        "clock_under_load": FULL_CLOCK,
+    },
+)

@@ -1,0 +1,34 @@
+"""NVIDIA H100 SXM5, 80 GB HBM3: the GPU whose kernels were fitted."""
+
+from __future__ import annotations
+
+from sextant.hwmodels.gpus import FULL_CLOCK, LAUNCH, LAUNCH_S, Transfer
+from sextant.hwmodels.memories import HBM3_80GB, HOST_DDR5_PCIE5, NVME
+from sextant.simulator.types import Device
+
+FIT: Transfer | None = Transfer(
+    gpu="h200", low=0.9, high=1.1,
+    reason="the same die behind slower memory; 10% each way assumed for kernels measured on an H200 alone",
+)  # fmt: skip
+
+DEVICE = Device(
+    name="h100",
+    peak_flops_per_s={"bf16": 989e12, "fp8": 1978e12, "tf32": 494.7e12},
+    n_sms=132.0,
+    memories={"hbm": HBM3_80GB, "host": HOST_DDR5_PCIE5, "nvme": NVME},
+    l2_bytes=50e6,
+    launch_s=LAUNCH_S,
+    power_w=700.0,
+    price_usd_per_h=2.0,
+    source={
+        "peak_flops_per_s.bf16": "989 TFLOP/s dense (aiconfigurator systems; glennklockwood.com H100, at 1.83 GHz)",
+        "peak_flops_per_s.fp8": "1978 TFLOP/s dense (aiconfigurator systems)",
+        "peak_flops_per_s.tf32": "494.7 TFLOP/s dense (glennklockwood.com H100)",
+        "n_sms": "132 (glennklockwood.com H100; hpctech.co.jp H100)",
+        "l2_bytes": "50 MB (hpctech.co.jp H100)",
+        "launch_s": LAUNCH,
+        "power_w": "700 W (hpctech.co.jp H100; glennklockwood.com H100)",
+        "price_usd_per_h": "assumed: the 2 USD/h of the H800; set it to what you pay",
+        "clock_under_load": FULL_CLOCK,
+    },
+)

@@ -1,0 +1,84 @@
+"""Times of a step's operators, summed the ways an answer needs them: by layer kind, block, phase and stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sextant.simulator.kernels import estimate, with_sms
+from sextant.simulator.types import Cluster, Estimate, Num, Op, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedOp:
+    """An operator and the time of one execution."""
+
+    op: Op
+    time: Estimate
+
+    @property
+    def seconds(self) -> Num:
+        """Seconds of all ``count`` executions in one occurrence of its part."""
+        return self.op.count * self.time.seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedStep:
+    """Every operator of a step with its time on one cluster."""
+
+    step: Step
+    ops: tuple[TimedOp, ...]
+
+    def seconds(self, *, end: str = "seconds", where: Callable[[Op], bool] | None = None) -> Num:
+        """Sum of one occurrence of each operator that ``where`` accepts; ``end`` is seconds, low or high."""
+        total: Num = 0.0
+        for timed in self.ops:
+            if where is None or where(timed.op):
+                total = total + timed.op.count * getattr(timed.time, end)
+        return total
+
+    def table(self, end: str = "seconds") -> dict[tuple[str, str, str, str], Num]:
+        """Seconds of one occurrence of each part, keyed by (part, block, phase, stream)."""
+        sums: dict[tuple[str, str, str, str], Num] = {}
+        for timed in self.ops:
+            key = (timed.op.part, timed.op.block, timed.op.phase, timed.op.stream)
+            sums[key] = sums.get(key, 0.0) + timed.op.count * getattr(timed.time, end)
+        return sums
+
+
+def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0) -> TimedStep:
+    """Time every operator of ``step`` on ``cluster``, each distinct shape once.
+
+    Compute operators run on the SMs that ``n_comm_sms`` leaves; communication has the link to itself.
+    """
+    device = cluster.device
+    reduced = cluster
+    if np.any(np.asarray(n_comm_sms) > 0):
+        reduced = replace(cluster, device=with_sms(device, device.n_sms - n_comm_sms))
+    seen: dict[object, Estimate] = {}
+    timed = []
+    for op in step.ops:
+        where = cluster if op.stream == "communication" else reduced
+        key = _signature(op)
+        if key not in seen:
+            seen[key] = estimate(op, where)
+        timed.append(TimedOp(op=op, time=seen[key]))
+    return TimedStep(step=step, ops=tuple(timed))
+
+
+def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, float]:
+    """Share of the operator time (averaged over points) by where its rates come from."""
+    sums: dict[str, float] = {}
+    for item in timed.ops:
+        weight = float(np.mean(np.asarray(item.seconds * layers.get(item.op.part, 1.0))))
+        sums[item.time.provenance] = sums.get(item.time.provenance, 0.0) + weight
+    total = sum(sums.values()) or 1.0
+    return {name: value / total for name, value in sorted(sums.items())}
+
+
+def _signature(op: Op) -> object:
+    """Equal for operators of equal kind and shape; an array counts as itself, by identity."""
+    shape = tuple((k, v if np.ndim(v) == 0 else id(v)) for k, v in sorted(op.shape.items()))
+    return op.kind, op.format, op.variant, op.stream == "communication", shape

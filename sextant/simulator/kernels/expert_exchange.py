@@ -1,0 +1,172 @@
+"""Expert-parallel exchange: tokens travel to the GPUs of their experts (``dispatch``) and results back (``combine``).
+
+Shape: n_tokens (of one GPU), hidden, top_k, n_experts, n_gpus (expert-parallel degree), n_gpus_per_node, max_nodes (a
+token's experts lie on at most so many nodes; default no limit), mode (0 normal, 1 low latency; default 0), n_sms (that
+run a normal exchange; default 20) and notify (1 adds the wait in which a normal exchange agrees on sizes; default 0).
+
+Routing is balanced: every node is equally likely among the chosen ones, every expert among those of the chosen nodes.
+
+Normal: a token crosses InfiniBand once per distinct other node, to the GPU of the same place in its node, and NVLink
+once per distinct other GPU. The SMs that run the exchange copy each of these messages; the slowest of the two links
+and of the copying decides. Combine is the way back, with the reduction as additional copies.
+Low latency: a message for every (token, expert) goes straight there, over NVLink within the node, InfiniBand beyond.
+
+Rates are the links' bandwidths times fitted shares of the line rate. These take the place of ``Link.efficiency``, one
+number for all uses of a link, which is not used here: a worse fabric is a lower bandwidth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import gammaln
+
+from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.kernels import BYTES, Work, fit_of
+from sextant.simulator.types import PROVENANCES, Cluster, Estimate, KernelFit, Link, Num, Op
+
+VARIANTS = ("dispatch", "combine")
+
+#: SMs that run a normal exchange where the shape does not say: DeepEP's default and DeepSeek-V3's training.
+N_SMS = 20.0
+
+
+def distinct(n_choices: Num, n_items: Num, n_bins: Num) -> Num:
+    """Expected number of distinct bins hit by ``n_choices`` different items, when ``n_items`` lie evenly in ``n_bins``.
+
+    A bin of e = n_items / n_bins items is missed with probability C(n_items - e, n_choices) / C(n_items, n_choices)
+    (hypergeometric). Broadcasts; the counts may be fractions.
+    """
+    left = n_items - n_items / n_bins
+    spare = left - n_choices + 1.0
+    possible = np.asarray(spare) > 0
+    ways = gammaln(left + 1.0) - gammaln(np.where(possible, spare, 1.0))
+    all_ways = gammaln(n_items + 1.0) - gammaln(np.maximum(n_items - n_choices, 0.0) + 1.0)
+    missed = np.where(possible, np.exp(np.minimum(ways - all_ways, 0.0)), 0.0)
+    return n_bins * (1.0 - missed)
+
+
+def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
+    """Expected distinct nodes and distinct GPUs of one token's experts, its own node and GPU included."""
+    n_nodes, per_node = _nodes(shape)
+    chosen = np.minimum(shape.get("max_nodes", np.inf), n_nodes)
+    reachable = shape["n_experts"] * chosen / n_nodes
+    nodes = distinct(shape["top_k"], reachable, chosen)
+    return nodes, distinct(shape["top_k"], reachable, chosen * per_node)
+
+
+def hop_bytes(shape: Mapping[str, Num], format: str) -> tuple[Num, Num]:
+    """Bytes that one GPU sends over InfiniBand and over NVLink (in normal mode including what it forwards)."""
+    n_nodes, per_node = _nodes(shape)
+    token_bytes = shape["hidden"] * BYTES[format] * shape["n_tokens"]
+    nodes, gpus = destinations(shape)
+    low_latency = np.asarray(shape.get("mode", 0.0)) > 0
+    outside = 1.0 - 1.0 / n_nodes
+    infiniband = np.where(low_latency, shape["top_k"], nodes) * outside
+    # Forwarded within each node by a GPU that is itself the destination in one of per_node cases.
+    forwarded = gpus * (1.0 - 1.0 / per_node)
+    direct = shape["top_k"] / n_nodes * (1.0 - 1.0 / per_node)
+    return token_bytes * infiniband, token_bytes * np.where(low_latency, direct, forwarded)
+
+
+def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
+    """``message_bytes`` is what one GPU sends over both links together; ``hop_bytes`` tells them apart."""
+    if variant not in VARIANTS:
+        raise InputError(f"expert_exchange: unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
+    infiniband, nvlink = hop_bytes(shape, format)
+    return Work(message_bytes=infiniband + nvlink)
+
+
+def estimate(op: Op, cluster: Cluster) -> Estimate:
+    """Seconds of one exchange. Uses the blocks ``expert_exchange`` and ``expert_exchange_low_latency``, and the two
+    innermost tiers of the cluster; InputError if a group spans nodes and there is no second tier."""
+    low_latency = np.asarray(op.shape.get("mode", 0.0)) > 0
+    parts: list[Estimate] = []
+    if not low_latency.all():
+        parts.append(_normal(op, cluster, fit_of(cluster.device, "expert_exchange")))
+    if low_latency.any():
+        parts.append(_low_latency(op, cluster, fit_of(cluster.device, "expert_exchange_low_latency")))
+    if len(parts) == 1:
+        return parts[0]
+    normal, fast = parts
+    return Estimate(
+        seconds=np.where(low_latency, fast.seconds, normal.seconds),
+        low=np.where(low_latency, fast.low, normal.low),
+        high=np.where(low_latency, fast.high, normal.high),
+        limits={k: np.where(low_latency, fast.limits[k], normal.limits[k]) for k in normal.limits},
+        provenance=max((part.provenance for part in parts), key=PROVENANCES.index),
+    )
+
+
+def _nodes(shape: Mapping[str, Num]) -> tuple[Num, Num]:
+    per_node = np.minimum(shape["n_gpus"], shape["n_gpus_per_node"])
+    return np.ceil(shape["n_gpus"] / per_node), per_node
+
+
+def _links(cluster: Cluster, n_nodes: Num) -> tuple[Link, Link]:
+    tiers = list(cluster.tiers.values())
+    if len(tiers) < 2 and np.any(np.asarray(n_nodes) > 1):
+        raise InputError(
+            f"cluster {cluster.name!r} has {len(tiers)} tier of links; a group of {np.max(n_nodes):.0f} nodes needs two"
+        )
+    return tiers[0].link, tiers[min(1, len(tiers) - 1)].link
+
+
+def _rate(link: Link, share: Num) -> Num:
+    return link.bandwidth_bytes_per_s * share
+
+
+def _normal(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
+    """Coefficients: infiniband_efficiency, nvlink_efficiency, sm_bytes_per_s (messages copied by one SM),
+    dispatch_node_copies and combine_node_copies (copies per distinct node, besides one per distinct GPU),
+    dispatch_s, combine_s (fixed), hop_s (each doubling of the nodes beyond two), chunk_s (of a pipeline that is
+    divided as well as possible, see ``collective``), notify_s, notify_hop_s (between nodes only)."""
+    c, s = fit.coefficients, op.shape
+    n_nodes, _ = _nodes(s)
+    inner, outer = _links(cluster, n_nodes)
+    infiniband, nvlink = hop_bytes(s, op.format)
+    link_s = np.maximum(
+        infiniband / _rate(outer, c["infiniband_efficiency"]), nvlink / _rate(inner, c["nvlink_efficiency"])
+    )
+    nodes, gpus = destinations(s)
+    copies = gpus + np.where(n_nodes > 1, nodes * c[f"{op.variant}_node_copies"], 0.0)
+    copied = s["n_tokens"] * s["hidden"] * BYTES[op.format] * copies
+    copy_s = copied / (c["sm_bytes_per_s"] * s.get("n_sms", N_SMS))
+
+    doublings = np.log2(np.maximum(n_nodes / 2.0, 1.0))
+    fixed_s = c[f"{op.variant}_s"] + c["hop_s"] * doublings
+    waits = np.where(n_nodes > 1, s.get("notify", 0.0), 0.0)
+    fixed_s = fixed_s + waits * (c["notify_s"] + c["notify_hop_s"] * doublings)
+    busy_s = np.maximum(link_s, copy_s)
+    busy_s = busy_s + 2.0 * np.sqrt(c["chunk_s"] * busy_s)
+    return _timed(op, busy_s, fixed_s, {"memory": copy_s, "link": link_s}, cluster, fit)
+
+
+def _low_latency(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
+    """Coefficients: infiniband_efficiency, dispatch_nvlink_efficiency, combine_nvlink_efficiency, dispatch_s,
+    combine_s (fixed), node_s (more when the group spans nodes), hop_s (each doubling beyond two)."""
+    c = fit.coefficients
+    n_nodes, _ = _nodes(op.shape)
+    inner, outer = _links(cluster, n_nodes)
+    infiniband, nvlink = hop_bytes(op.shape, op.format)
+    link_s = np.maximum(
+        infiniband / _rate(outer, c["infiniband_efficiency"]),
+        nvlink / _rate(inner, c[f"{op.variant}_nvlink_efficiency"]),
+    )
+    doublings = np.log2(np.maximum(n_nodes / 2.0, 1.0))
+    fixed_s = c[f"{op.variant}_s"] + np.where(n_nodes > 1, c["node_s"], 0.0) + c["hop_s"] * doublings
+    return _timed(op, link_s, fixed_s, {"memory": 0.0 * link_s, "link": link_s}, cluster, fit)
+
+
+def _timed(
+    op: Op, busy_s: Num, fixed_s: Num, limits: Mapping[str, Num], cluster: Cluster, fit: KernelFit
+) -> Estimate:
+    # A group of one GPU exchanges nothing.
+    alone = np.asarray(op.shape["n_gpus"]) <= 1
+    floor_s = np.maximum(cluster.device.launch_s, fixed_s)
+    seconds = np.where(alone, 0.0, busy_s + floor_s)
+    limits = {**{k: np.where(alone, 0.0, v) for k, v in limits.items()}, "launch": np.where(alone, 0.0, floor_s)}
+    return Estimate(
+        seconds=seconds, low=seconds * fit.low, high=seconds * fit.high, limits=limits, provenance=fit.provenance
+    )

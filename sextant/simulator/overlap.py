@@ -1,0 +1,56 @@
+"""Overlap of streams as a max-plus recurrence: FIFO streams, tasks that wait for other tasks.
+
+A task starts when its stream is free and everything in ``after`` has finished. Two numpy operations per task, for
+arrays of design points at once. ``des.simulate_tasks`` plays the same tasks on the event engine and must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sextant.simulator.types import Num
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """``seconds`` of work on ``stream``, issued in list order, after the tasks named in ``after``."""
+
+    name: str
+    stream: str
+    seconds: Num
+    after: tuple[str, ...] = ()
+
+
+def finish_times(tasks: Sequence[Task]) -> dict[str, Num]:
+    """When each task ends, in seconds from the start; arrays of shape (n_points,) where any input is one.
+
+    Tasks must be listed in issue order: a KeyError means that one waits for a task not yet listed.
+    """
+    done: dict[str, Num] = {}
+    free: dict[str, Num] = {}
+    for task in tasks:
+        start = free.get(task.stream, 0.0)
+        for name in task.after:
+            start = np.maximum(start, done[name])
+        done[task.name] = free[task.stream] = start + task.seconds
+    return done
+
+
+def makespan_s(tasks: Sequence[Task]) -> Num:
+    """Seconds until the last task has ended; 0 without tasks."""
+    last: dict[str, Num] = {}
+    done = finish_times(tasks)
+    for task in tasks:
+        last[task.stream] = done[task.name]
+    total: Num = 0.0
+    for end in last.values():
+        total = np.maximum(total, end)
+    return total
+
+
+def busy_s(tasks: Sequence[Task], stream: str) -> Num:
+    """Seconds of work on ``stream``."""
+    return sum((task.seconds for task in tasks if task.stream == stream), 0.0)

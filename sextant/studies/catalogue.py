@@ -1,0 +1,62 @@
+"""What a scenario may name: models, clusters, GPUs, shipped scenarios, metrics, published figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sextant import hwmodels
+from sextant.simulator.errors import InputError, nearest
+from sextant.studies import metrics
+from sextant.studies.layers import Catalogue
+from sextant.workloads import models
+from sextant.workloads.formats import RECIPES
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+
+#: What the text fields of a plan may say.
+CHOICES = {
+    "plan.schedule": ("gpipe", "1f1b", "interleaved", "zb1p", "dualpipe"),
+    "plan.overlap": ("none", "forward_backward", "two_batch"),
+    "plan.formats": tuple(RECIPES),
+    "plan.recompute": ("norm", "mla_up", "swiglu", "full"),
+    "load.phase": ("training", "prefill", "decode"),
+}
+
+#: Numeric fields that change what is built, not only how large it is: a sweep evaluates their values one by one.
+STRUCTURAL = frozenset(
+    {
+        "model.num_hidden_layers", "model.first_k_dense_replace", "model.num_nextn_predict_layers", "model.q_lora_rank",
+        "plan.pipeline", "plan.virtual_stages", "plan.zero_stage",
+    }
+)  # fmt: skip
+
+
+def scenario_names() -> tuple[str, ...]:
+    """The shipped scenarios, by file name without suffix."""
+    return tuple(sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
+
+
+def scenario_path(name: str) -> Path:
+    """The file of a shipped scenario; InputError offers the nearest names."""
+    if name not in scenario_names():
+        raise InputError(f"unknown scenario {name!r}; {nearest(name, scenario_names())}")
+    return SCENARIOS / f"{name}.yaml"
+
+
+def catalogue() -> Catalogue:
+    """Everything a scenario may name."""
+    from sextant.validate import published
+
+    return Catalogue(
+        models=models.model,
+        model_names=sorted(models.catalogue()),
+        clusters=hwmodels.cluster,
+        cluster_names=hwmodels.cluster_names(),
+        gpus=hwmodels.device,
+        gpu_names=hwmodels.device_names(),
+        scenarios=scenario_path,
+        scenario_names=scenario_names(),
+        metrics=metrics.names(),
+        published=published.groups(),
+        choices=CHOICES,
+    )

@@ -1,0 +1,72 @@
+"""Every published figure that Sextant predicts, beside its prediction: sizes of models, then shipped scenarios."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sextant.studies import answer as answering
+from sextant.studies import catalogue, report
+from sextant.validate import published
+from sextant.workloads import models, parameters
+
+#: What the predictions of a group rest on, and to what it was fitted.
+_SIZES = "none"
+_TIMES = "kernel efficiencies, to H100 and H200 kernels; expert exchange, to DeepEP's benchmark"
+
+#: The sequence length of the published FLOPs per token.
+_CONTEXT_TOKENS = 4096.0
+
+#: Groups of published figures that a model's dimensions answer.
+_MODEL_GROUPS = {
+    "deepseek-v3": ("deepseek_v3", "deepseek_v3.report", "deepseek_v3.recount", "kv_cache.deepseek_v3", "training_flops.deepseek_v3_671b"),
+    "deepseek-v2": ("deepseek_v2", "deepseek_v2.recount", "training_flops.deepseek_v2_236b"),
+    "qwen-2.5-72b": ("kv_cache.qwen_2_5_72b", "training_flops.qwen_72b"),
+    "llama-3.1-405b": ("kv_cache.llama_3_1_405b", "training_flops.llama_405b"),
+}
+
+
+def published_errors(prefix: str = "") -> list[dict[str, Any]]:
+    """Rows {id, predicted, low, high, published, error, inside, fitted, source} of figures under ``prefix``.
+
+    ``inside`` says whether the figure lies in the prediction's 90% interval, None where the prediction is exact.
+    Unconfirmed figures are left out.
+    """
+    rows = [row for row in _sizes() + _scenarios() if row["id"].startswith(prefix)]
+    return list({row["id"]: row for row in rows}.values())
+
+
+def _sizes() -> list[dict[str, Any]]:
+    rows = []
+    known = {figure.id.rpartition(".")[0] for figure in published.figures()}
+    for name, groups in _MODEL_GROUPS.items():
+        model = models.model(name)
+        predicted = {
+            "n_parameters": parameters.n_parameters(model), "mtp_parameters": parameters.mtp_parameters(model),
+            "n_activated_parameters": parameters.activated_parameters(model),
+            "kv_bytes_per_token": parameters.kv_bytes_per_token(model),
+            "training_flops_per_token": parameters.training_flops_per_token(model, _CONTEXT_TOKENS),
+        }  # fmt: skip
+        for group in (each for each in groups if each in known):
+            rows += [_row(group, pair, _SIZES, exact=True) for pair in published.compare(predicted, group)]
+    return rows
+
+
+def _scenarios() -> list[dict[str, Any]]:
+    rows = []
+    for name in catalogue.scenario_names():
+        asked = answering.question(name)
+        if not asked.published or asked.scenario.axes:
+            continue
+        found = report.Answer(question=asked, result=answering.answer(asked))
+        for group in asked.published:
+            for metric, pair in report.comparisons(found, groups=(group,)).items():
+                rows.append(_row(group, pair, _TIMES, exact=metric == "kv_bytes_per_token"))
+    return rows
+
+
+def _row(group: str, pair: published.Comparison, fitted: str, *, exact: bool) -> dict[str, Any]:
+    return {
+        "id": f"{group}.{pair.metric}", "predicted": float(pair.predicted), "low": float(pair.low),
+        "high": float(pair.high), "published": pair.published, "error": float(pair.error),
+        "inside": None if exact else bool(pair.inside), "fitted": fitted, "source": pair.source,
+    }  # fmt: skip

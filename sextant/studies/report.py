@@ -1,0 +1,156 @@
+"""Answers for people and for programs: short tables, JSON, CSV, and a folder of both with figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+import sextant
+from sextant.simulator.types import Result
+from sextant.studies import axes, metrics
+from sextant.studies.files import folder, save
+from sextant.studies.scenario import Question
+from sextant.validate import published
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A question with its result: what every report is made from."""
+
+    question: Question
+    result: Result
+
+    @property
+    def n_points(self) -> int:
+        """The number of design points."""
+        return len(self.result.feasible)
+
+    def axis_values(self) -> dict[str, np.ndarray]:
+        """The value of every axis at every point."""
+        return axes.columns(self.question.scenario.axes, np.arange(self.n_points))
+
+
+def interval(answer: Answer, name: str, point: int = 0) -> tuple[float, float]:
+    """The 90% interval of a metric that scales with the step time, as (low, high)."""
+    columns = answer.result.columns
+    value, step = columns[name][point], columns["step_time_s"][point]
+    low, high = columns["step_time_low_s"][point] / step, columns["step_time_high_s"][point] / step
+    faster_is_more = name.startswith(("tokens_per", "mfu"))
+    return (value / high, value / low) if faster_is_more else (value * low, value * high)
+
+
+def scales(name: str) -> bool:
+    """Whether a metric moves with the step time, so that its interval follows from the step's."""
+    timed = name.endswith("_s") or name.startswith(("tokens_per", "mfu", "gpu_hours", "usd_per"))
+    return timed and name not in ("step_time_low_s", "step_time_high_s")
+
+
+def comparisons(
+    answer: Answer, point: int = 0, groups: Sequence[str] | None = None
+) -> dict[str, published.Comparison]:
+    """The published figures that the scenario (or ``groups``) asks to be judged by, by metric; the first wins."""
+    columns = answer.result.columns
+    predicted = {name: float(values[point]) for name, values in columns.items()}
+    ends = {name: interval(answer, name, point) for name in predicted if scales(name) and "step_time_s" in predicted}
+    found: dict[str, published.Comparison] = {}
+    for group in answer.question.published if groups is None else groups:
+        pairs = published.compare(
+            predicted, group, low={n: e[0] for n, e in ends.items()}, high={n: e[1] for n, e in ends.items()}
+        )
+        for pair in pairs:
+            found.setdefault(pair.metric, pair)
+    return found
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """The contract of ``run --json``: {scenario, points, breakdown, provenance, warnings, versions, seed, published}."""
+    result, scenario = answer.result, answer.question.scenario
+    swept = answer.axis_values()
+    points = [
+        {
+            **{path: _plain(values[i]) for path, values in swept.items()},
+            "metrics": {name: float(values[i]) for name, values in result.columns.items()},
+            "feasible": bool(result.feasible[i]), "limits": list(result.limits[i]),
+        }
+        for i in range(answer.n_points)
+    ]  # fmt: skip
+    return {
+        "scenario": scenario.name, "points": points, "breakdown": result.breakdown, "provenance": result.provenance,
+        "published": [_pair(pair) for pair in comparisons(answer).values()] if answer.n_points == 1 else [],
+        "warnings": list(result.warnings), "versions": versions(), "seed": scenario.seed,
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What computed the answer."""
+    return {"sextant": sextant.__version__, "numpy": np.__version__, "python": platform.python_version()}
+
+
+def write(answer: Answer, out: str | Path) -> list[Path]:
+    """Results of ``answer`` in folder ``out``: points.csv, result.json, breakdown.csv and figures; returns the files."""
+    from sextant.studies import figures
+
+    place = folder(out)
+    files = [
+        save(place / "points.csv", lambda f: _points_csv(answer, f)),
+        save(place / "result.json", lambda f: f.write(json.dumps(as_json(answer), indent=1, sort_keys=False) + "\n")),
+    ]
+    if answer.result.breakdown:
+        files.append(save(place / "breakdown.csv", lambda f: _breakdown_csv(answer.result.breakdown, f)))
+    return files + figures.draw(answer, place)
+
+
+def _points_csv(answer: Answer, file: IO[str]) -> None:
+    swept, columns = answer.axis_values(), answer.result.columns
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*swept, *columns, "feasible", "limits"])
+    for i in range(answer.n_points):
+        row: list[Any] = [_plain(values[i]) for values in swept.values()]
+        row += [repr(float(values[i])) for values in columns.values()]
+        writer.writerow([*row, int(answer.result.feasible[i]), "; ".join(answer.result.limits[i])])
+
+
+def _breakdown_csv(rows: Mapping[str, Mapping[str, object]], file: IO[str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    names = list(next(iter(rows.values())))
+    writer.writerow(["operator", *names])
+    for operator, row in rows.items():
+        writer.writerow([operator, *(row[name] for name in names)])
+
+
+def _pair(pair: published.Comparison) -> dict[str, Any]:
+    return {
+        "metric": pair.metric, "predicted": float(pair.predicted), "low": float(pair.low), "high": float(pair.high),
+        "published": pair.published, "error": float(pair.error), "inside": bool(pair.inside), "source": pair.source,
+        "confidence": pair.confidence,
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def best(answer: Answer) -> list[int]:
+    """Points in the order of the first objective, the feasible ones first; file order without objectives."""
+    order: Iterable[int] = range(answer.n_points)
+    objectives = answer.question.scenario.objectives
+    if not objectives:
+        return list(order)
+    name, sense = next(iter(objectives.items()))
+    values = answer.result.columns.get(name)
+    if values is None:
+        return list(order)
+    sign = -1.0 if sense == "max" else 1.0
+    return sorted(order, key=lambda i: (not answer.result.feasible[i], sign * values[i], i))
+
+
+def headline(answer: Answer) -> list[str]:
+    """The metrics of the short table that this answer has."""
+    return [m.name for m in metrics.METRICS.values() if m.headline and m.name in answer.result.columns]

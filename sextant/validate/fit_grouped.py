@@ -1,0 +1,124 @@
+"""Fit the grouped matrix product from whole expert layers, the only form in which the kernel database has it.
+
+A row of ``moe`` is the routed experts of one device: permutation, up and gate product, SwiGLU, down product, weighted
+sum. Its time is two grouped products plus an explicit overhead, the block ``moe_<format>``:
+
+    overhead_s      launches of routing, permutation, activation and sum
+    hidden_passes   bytes moved outside the products per token-expert pair, in units of one BF16 row of hidden elements
+    ffn_passes      the same in units of one BF16 row of expert_ffn elements
+    token_passes    bytes per token of the whole expert-parallel group: its rows are scanned on every device
+
+Whole (hidden, expert_ffn) layers are held out. Only balanced rows are used: a skewed one is its most loaded expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.kernels import estimate, operator
+from sextant.simulator.kernels.tiles import product_fit
+from sextant.simulator.types import Cluster, Device, KernelFit, Num, Op
+from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, held_out, solve, with_fit
+
+HELD_OUT_SHARE = 0.25
+
+#: Coefficients of the products that a grouped kernel may have of its own; the others stay the dense kernel's.
+OWN = ("math_share", "load_ratio", "fill_s", "hbm_share", "exposed", "whole_waves", "padding")
+
+_PRODUCT = {
+    "math_share": Bounds(start=0.75, low=0.3, high=1.0),
+    "load_ratio": Bounds(start=4.0, low=1.0, high=12.0),
+    "fill_s": Bounds(start=1.5e-6, low=0.0, high=1e-5),
+    "hbm_share": Bounds(start=0.85, low=0.5, high=0.95),
+    "exposed": Bounds(start=0.25, low=0.0, high=1.0),
+}
+_OVERHEAD = {
+    "overhead_s": Bounds(start=1.8e-5, low=1e-6, high=5e-5),
+    "hidden_passes": Bounds(start=4.0, low=2.0, high=20.0),
+    "ffn_passes": Bounds(start=3.0, low=2.0, high=20.0),
+    "token_passes": Bounds(start=1.0, low=0.0, high=10.0),
+}
+
+COEFFICIENTS: Mapping[str, Mapping[str, Bounds]] = {
+    "bf16": {**_PRODUCT, **_OVERHEAD},
+    "fp8_block": {**_PRODUCT, "padding": Bounds(start=1.0, low=0.0, high=5.0), **_OVERHEAD},
+}
+
+#: Layers whose rows take two thirds of the time of a gated one: their experts have no gate (hidden, expert_ffn).
+UNGATED = ((2048, 5120), (8192, 5120), (2688, 1856))
+
+
+def expert_layers(rows: Sequence[Row]) -> dict[str, Array]:
+    """What one device computes, shapes (n_rows,): groups, tokens_per_group, pairs, n_tokens, hidden, width (of one
+    expert on one device) and gates (2 columns of the up product per width element, 1 where there is no gate)."""
+    hidden, ffn = column(rows, "hidden"), column(rows, "expert_ffn")
+    ranks = column(rows, "expert_parallel", 1.0)
+    groups = column(rows, "n_experts") / ranks
+    pairs = column(rows, "n_tokens") * column(rows, "top_k") / ranks
+    ungated = [(int(h), int(f)) in UNGATED for h, f in zip(hidden, ffn, strict=True)]
+    return {
+        "groups": groups, "tokens_per_group": pairs / groups, "pairs": pairs, "n_tokens": column(rows, "n_tokens"),
+        "hidden": hidden, "width": ffn / column(rows, "tensor_parallel", 1.0), "gates": np.where(ungated, 1.0, 2.0),
+    }  # fmt: skip
+
+
+def moe_seconds(layers: Mapping[str, Num], format: str, cluster: Cluster, *, routing: str = "") -> Num:
+    """Seconds of the routed experts of one device with blocks ``moe_<format>`` and ``grouped_gemm_<format>``.
+
+    ``routing`` is the variant of ``grouped_gemm``: "" random, ``exact`` the same number of tokens for every expert.
+    """
+    up, down = _products(layers, format, routing)
+    products = estimate(up, cluster).seconds + estimate(down, cluster).seconds
+    c = cluster.device.kernels[f"moe_{format}"].coefficients
+    moved = layers["pairs"] * (c["hidden_passes"] * layers["hidden"] + c["ffn_passes"] * layers["width"])
+    moved = 2.0 * (moved + layers["n_tokens"] * c["token_passes"] * layers["hidden"])
+    return products + c["overhead_s"] + moved / cluster.device.memories["hbm"].bandwidth_bytes_per_s
+
+
+def _products(layers: Mapping[str, Num], format: str, routing: str) -> tuple[Op, Op]:
+    shape = {name: layers[name] for name in ("groups", "tokens_per_group")}
+    hidden, width = layers["hidden"], layers["width"]
+    up = {**shape, "n": layers["gates"] * width, "k": hidden}
+    down = {**shape, "n": hidden, "k": width}
+    return tuple(operator("grouped_gemm", "expert", format, s, variant=routing) for s in (up, down))  # type: ignore[return-value]
+
+
+def fit_grouped(rows: Sequence[Row], device: Device, format: str, source: str = "", routing: str = "exact") -> list[Fitted]:
+    """Blocks ``grouped_gemm_<format>`` and ``moe_<format>`` from balanced, gated ``moe`` rows of that format.
+
+    ``device`` must hold ``gemm_<format>``, whose other coefficients the grouped kernel keeps (without its smooth
+    correction and the split along k). Both blocks carry the errors of whole expert layers.
+    """
+    if format not in COEFFICIENTS:
+        raise InputError(f"format {format!r} cannot be fitted; {nearest(format, COEFFICIENTS)}")
+    rows = [row for row in rows if row.get("format") == format and row.get("routing", "balanced") == "balanced"]
+    rows = [row for row in rows if (int(row["hidden"]), int(row["expert_ffn"])) not in UNGATED]
+    test = held_out([(row["hidden"], row["expert_ffn"]) for row in rows], HELD_OUT_SHARE)
+    layers = expert_layers(rows)
+    dense = product_fit(device, "gemm", format).coefficients
+    kept = {k: v for k, v in dense.items() if not k.startswith(("correction", "reduce", "convert"))}
+
+    def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
+        with_blocks = device
+        for name, block in _blocks(fit, kept, format).items():
+            with_blocks = with_fit(with_blocks, name, block)
+        chosen_layers = {name: values[chosen] for name, values in layers.items()}
+        return np.asarray(moe_seconds(chosen_layers, format, alone(with_blocks), routing=routing))
+
+    fitted = solve(f"moe_{format}", COEFFICIENTS[format], predict, column(rows, "us") * 1e-6, test, source)
+    return [replace(fitted, name=name, fit=fit) for name, fit in _blocks(fitted.fit, kept, format).items()]
+
+
+def _blocks(fit: KernelFit, dense: Mapping[str, Num], format: str) -> dict[str, KernelFit]:
+    """The joint coefficients split into the block of the product and that of the overhead."""
+    own = {k: v for k, v in fit.coefficients.items() if k not in _OVERHEAD}
+    overhead = {k: v for k, v in fit.coefficients.items() if k in _OVERHEAD}
+    return {
+        f"grouped_gemm_{format}": replace(fit, coefficients={**dense, **own}),
+        f"moe_{format}": replace(fit, coefficients=overhead),
+    }

@@ -1,0 +1,121 @@
+"""Scaled dot-product attention of torch, forward and backward, with one back end allowed at a time.
+
+``variant`` names the back end: cudnn or flash. Only that one is enabled, and the autograd node of the result must carry
+its name, so a silent substitute cannot be measured. Queries, keys and values lie in memory as [batch, tokens,
+heads, head_dim], as projections leave them. The backward pass is autograd's, with the graph of the forward pass kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sextant.validate.kernels import Case, Prepared, Target, require_close, sizes
+
+_BACKENDS = {"cudnn": (SDPBackend.CUDNN_ATTENTION, "cudnn"), "flash": (SDPBackend.FLASH_ATTENTION, "flash")}
+#: Queries compared with the reference: the last ones, which see every key.
+N_CHECKED = 64
+
+
+def _draw(case: Case, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v and the output's gradient, each [batch, heads, tokens, dim] over memory [batch, tokens, heads, dim]."""
+    batch, heads, kv_heads, q_len, kv_len, head_dim, v_head_dim = sizes(
+        case, "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim")
+
+    def one(n_heads: int, length: int, dim: int) -> Tensor:
+        return torch.randn((batch, length, n_heads, dim), dtype=torch.bfloat16, device=target.device).transpose(1, 2)
+
+    return (one(heads, q_len, head_dim), one(kv_heads, kv_len, head_dim), one(kv_heads, kv_len, v_head_dim),
+            one(heads, q_len, v_head_dim))
+
+
+def reference_tail(q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, causal: bool) -> dict[str, Tensor]:
+    """The last queries' output and gradients in fp32, of the first batch element and the first key head.
+
+    Under a causal mask of equal lengths the last keys are seen by the last queries only, so dk and dv of those are
+    exact too. Shapes: out, dq [queries per key head, n, dim]; dk, dv [n, dim] (causal only).
+    """
+    length, group = q.shape[2], q.shape[1] // k.shape[1]
+    n = min(N_CHECKED, length)
+    tail = slice(length - n, length)
+    queries, grads = q[0, :group, tail].float(), do[0, :group, tail].float()
+    keys, values = k[0, 0].float(), v[0, 0].float()
+    scale = q.shape[3] ** -0.5
+    scores = queries @ keys.t() * scale
+    if causal:
+        hidden = torch.ones_like(scores, dtype=torch.bool).tril(k.shape[2] - n).logical_not()
+        scores = scores.masked_fill(hidden, float("-inf"))
+    p = scores.softmax(-1)
+    out = p @ values
+    ds = p * (grads @ values.t() - (grads * out).sum(-1, keepdim=True)) * scale
+    found = {"out": out, "dq": ds @ keys}
+    if causal:
+        last = slice(k.shape[2] - n, k.shape[2])
+        found["dk"] = (ds[:, :, last].transpose(1, 2) @ queries).sum(0)
+        found["dv"] = (p[:, :, last].transpose(1, 2) @ grads).sum(0)
+    return found
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _with_graph(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, context: Callable, node: str) -> tuple[Tensor, ...]:
+    """Leaves and output with an autograd graph; raises ``ValueError`` when another back end made it."""
+    leaves = tuple(tensor.detach().requires_grad_(True) for tensor in (q, k, v))
+    with context():
+        out = _forward(*leaves, causal=causal)
+    made_by = out.grad_fn.name() if out.grad_fn is not None else "nothing"
+    if node and node not in made_by.lower():
+        raise ValueError(f"variant: the back end {node} was asked for, {made_by} ran")
+    return *leaves, out
+
+
+def build_attention(case: Case, target: Target) -> Prepared:
+    """Prepare one attention call of a batch; ``direction`` forward or backward."""
+    variant, backward = str(case.get("variant")), case.get("direction") == "backward"
+    if variant not in _BACKENDS:
+        raise ValueError(f"variant: attention is measured with {', '.join(_BACKENDS)}, got {variant!r}")
+    causal = case.get("causal") == 1
+    backend, name = _BACKENDS[variant]
+    context = partial(sdpa_kernel, [backend]) if target.cuda else nullcontext
+    graph_of = partial(_with_graph, causal=causal, context=context, node=name if target.cuda else "")
+    q, k, v, do = first = _draw(case, target)
+    moved = 2.0 * (q.numel() + k.numel() + v.numel())
+    read_bytes, write_bytes = moved, 2.0 * do.numel()
+    if backward:  # reads q, k, v, the output and its gradient; writes dq, dk, dv
+        read_bytes, write_bytes = moved + 4.0 * do.numel(), moved
+    sets = [first, *(_draw(case, target) for _ in range(target.n_sets(read_bytes + write_bytes) - 1))]
+
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with context():
+            return _forward(q, k, v, causal=causal)
+
+    def check() -> None:
+        *leaves, out = graph_of(q, k, v)
+        grads = torch.autograd.grad(out, leaves, do) if backward else ()
+        expected = reference_tail(q, k, v, do, causal=causal)
+        n, group = expected["out"].shape[1], expected["out"].shape[0]
+        require_close(out[0, :group, -n:].detach(), expected["out"], what="the output")
+        for what, grad in zip(("dq", "dk", "dv"), grads, strict=False):
+            if what in expected:
+                got = grad[0, :group, -n:] if what == "dq" else grad[0, 0, -n:]
+                require_close(got, expected[what], what=what, tolerance=2e-2)
+
+    if backward:
+        graphs = [(*graph_of(*one[:3]), one[3]) for one in sets]
+        calls = tuple(partial(torch.autograd.grad, out, (a, b, c), g, retain_graph=True) for a, b, c, out, g in graphs)
+    else:
+        calls = tuple(partial(forward, *one[:3]) for one in sets)
+    library = {"cudnn": "cudnn_sdpa", "flash": "flash_attention_2_torch"}[variant]
+    return Prepared(calls=calls, check=check, library=target.library(library), read_bytes=read_bytes,
+                    write_bytes=write_bytes)
+
+
+BUILDERS = {"attention": build_attention}

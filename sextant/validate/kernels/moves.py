@@ -1,0 +1,143 @@
+"""Operators that move rows or add them: residual add, copy, permutation to experts and back, gather from a table."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sextant.validate.kernels import Case, Prepared, Target, rotated, sizes
+
+BF16 = torch.bfloat16
+#: A table this large is far beyond the caches and the reach of the address translation buffers.
+TABLE_BYTES = {"hbm": 8 * 2**30, "host": 2 * 2**30}
+CPU_TABLE_BYTES = 2**20
+
+
+def _device_code(target: Target):
+    if not target.fused:
+        return None
+    from sextant.validate.kernels import triton_moves
+
+    return triton_moves
+
+
+def _rows(case: Case, target: Target, n_rows: int, width: int) -> Tensor:
+    """Random rows: bf16, or bytes standing for FP8 (moved, never computed with)."""
+    if case.get("format") == "fp8":
+        return torch.randint(0, 256, (n_rows, width), dtype=torch.uint8, device=target.device)
+    return torch.randn((n_rows, width), dtype=BF16, device=target.device)
+
+
+def _taken(x: Tensor, index: Tensor) -> tuple[Tensor]:
+    return (x[index.to(x.device).long()].to(index.device),)
+
+
+def _added(a: Tensor, b: Tensor) -> tuple[Tensor]:
+    return ((a.float() + b.float()).to(BF16),)
+
+
+def _weighted_sum(x: Tensor, position: Tensor, weight: Tensor) -> tuple[Tensor]:
+    return ((x[position.long()].float() * weight.unsqueeze(2)).sum(1).to(BF16),)
+
+
+def _copied(source: Tensor, destination: Tensor) -> tuple[Tensor]:
+    return (destination.copy_(source),)
+
+
+def build_add(case: Case, target: Target) -> Prepared:
+    """Residual add of two bf16 tensors [n_tokens, hidden]."""
+    n_tokens, hidden = sizes(case, "n_tokens", "hidden")
+    code = _device_code(target)
+
+    def inputs() -> tuple[Tensor, ...]:
+        return tuple(torch.randn((n_tokens, hidden), dtype=BF16, device=target.device) for _ in range(2))
+
+    return rotated(target, inputs=inputs, fused=code.add if code else _added, eager=_added,
+                   read_bytes=4.0 * n_tokens * hidden, write_bytes=2.0 * n_tokens * hidden)
+
+
+def build_copy(case: Case, target: Target) -> Prepared:
+    """Copy within device memory: ``variant`` kernel (persistent Triton programs) or memcpy (the driver's)."""
+    (n_bytes,) = sizes(case, "bytes")
+    if n_bytes % 4:
+        raise ValueError(f"bytes: the copy moves words of 4 bytes, got {n_bytes}")
+    code = _device_code(target) if case.get("variant") == "kernel" else None
+
+    def inputs() -> tuple[Tensor, ...]:
+        source = torch.randint(-(2**31), 2**31 - 1, (n_bytes // 4,), dtype=torch.int32, device=target.device)
+        return source, torch.full_like(source, -1)
+
+    fused = partial(code.copy, n_programs=8 * target.n_sms) if code else _copied
+
+    def reference(source: Tensor, destination: Tensor) -> tuple[Tensor]:
+        return (source,)
+
+    prepared = rotated(target, inputs=inputs, fused=fused, eager=_copied if not target.fused else reference,
+                       read_bytes=float(n_bytes), write_bytes=float(n_bytes),
+                       library="triton" if code else target.library("cuda_memcpy"))
+    return prepared
+
+
+def build_permute(case: Case, target: Target) -> Prepared:
+    """Rows of n_tokens copied to the top_k places their experts read, in random order; scales are not moved."""
+    n_tokens, hidden, top_k = sizes(case, "n_tokens", "hidden", "top_k")
+    code = _device_code(target)
+    width_bytes = hidden * (1 if case.get("format") == "fp8" else 2)
+
+    def inputs() -> tuple[Tensor, ...]:
+        order = torch.randperm(n_tokens * top_k, device=target.device) // top_k
+        return _rows(case, target, n_tokens, hidden), order.to(torch.int32)
+
+    return rotated(target, inputs=inputs, fused=code.gather_rows if code else _taken, eager=_taken,
+                   read_bytes=float(n_tokens * (width_bytes + 4 * top_k)),
+                   write_bytes=float(n_tokens * top_k * width_bytes))
+
+
+def build_unpermute(case: Case, target: Target) -> Prepared:
+    """Weighted sum of the top_k expert rows of each token, gathered from random places; bf16 rows, fp32 weights."""
+    n_tokens, hidden, top_k = sizes(case, "n_tokens", "hidden", "top_k")
+    code = _device_code(target)
+
+    def inputs() -> tuple[Tensor, ...]:
+        position = torch.randperm(n_tokens * top_k, device=target.device).to(torch.int32).view(n_tokens, top_k)
+        weight = torch.rand((n_tokens, top_k), device=target.device)
+        return torch.randn((n_tokens * top_k, hidden), dtype=BF16, device=target.device), position, weight
+
+    return rotated(target, inputs=inputs, fused=code.weighted_sum if code else _weighted_sum, eager=_weighted_sum,
+                   read_bytes=float(n_tokens * top_k * (2 * hidden + 8)), write_bytes=2.0 * n_tokens * hidden)
+
+
+def build_gather(case: Case, target: Target) -> Prepared:
+    """``lookups`` rows of ``dim`` bf16 values from a table in device memory or pinned host memory, one program a row.
+
+    ``rows`` of the case is the table's number of rows. Every input set draws fresh rows from one table.
+    """
+    n_rows, dim, lookups = sizes(case, "rows", "dim", "lookups")
+    tier = str(case.get("tier"))
+    if tier not in TABLE_BYTES:
+        raise ValueError(f"tier: the table is in hbm or host, got {tier!r}")
+    limit = TABLE_BYTES[tier] if target.cuda else CPU_TABLE_BYTES
+    if n_rows * dim * 2 > limit:
+        raise ValueError(f"rows: a table of {n_rows} rows of {dim} is larger than {limit} bytes here")
+    code = _device_code(target)
+    table = torch.randn((n_rows, dim), dtype=BF16, device=target.device)
+    if tier == "host" and target.cuda:
+        pinned = torch.empty((n_rows, dim), dtype=BF16, pin_memory=True)
+        table = pinned.copy_(table)
+
+    def inputs() -> tuple[Tensor, ...]:
+        return table, torch.randint(0, n_rows, (lookups,), dtype=torch.int32, device=target.device)
+
+    return rotated(target, inputs=inputs, fused=code.gather_rows if code else _taken, eager=_taken,
+                   read_bytes=float(lookups * (2 * dim + 4)), write_bytes=2.0 * lookups * dim)
+
+
+BUILDERS = {
+    "add": build_add,
+    "copy": build_copy,
+    "permute": build_permute,
+    "unpermute": build_unpermute,
+    "gather": build_gather,
+}

@@ -1,0 +1,115 @@
+"""Layers of a transformer as lists of operators: attention half and feed-forward half, embedding, head, MTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sextant.simulator.types import Num, Op
+from sextant.workloads.formats import Recipe
+from sextant.workloads.ops import attention, feedforward
+from sextant.workloads.ops.linear import linear
+from sextant.workloads.ops.memory import Place, moved, norm, residual_norm
+
+#: Modes of the expert-exchange kernels: throughput for training and prefill, low latency for decode.
+NORMAL, LOW_LATENCY = 0.0, 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a layer processes on one data-parallel rank: ``batch`` sequences of ``seq`` new tokens that see ``kv_len``.
+
+    ``copies`` is the expected number of devices that receive a routed token, ``n_slots`` the routed experts with
+    their redundant copies.
+    """
+
+    phase: str
+    batch: Num
+    seq: Num
+    kv_len: Num
+    recipe: Recipe
+    recompute: tuple[str, ...] = ()
+    copies: Num = 1.0
+    n_slots: Num = 0.0
+
+    @property
+    def n_tokens(self) -> Num:
+        """New tokens per data-parallel rank."""
+        return self.batch * self.seq
+
+    def place(self, part: str, block: str) -> Place:
+        """The tags of an operator of that part and block."""
+        return Place(part=part, block=block, training=self.phase == "training", recompute=self.recompute)
+
+
+def attention_half(part: str, model, shape: Shape) -> list[Op]:
+    """Norm and self-attention of one layer."""
+    place, m = shape.place(part, "attention"), shape.n_tokens
+    ops = residual_norm("attention_norm", place, m, model.hidden_size)
+    if model.attention == "gqa":
+        return ops + attention.gqa(place, model, shape.recipe, shape.batch, shape.seq, shape.kv_len)
+    if shape.phase == "decode":
+        return ops + attention.mla_absorbed(place, model, shape.recipe, shape.batch, shape.kv_len)
+    return ops + attention.mla_expanded(place, model, shape.recipe, shape.batch, shape.seq, shape.kv_len)
+
+
+def dense_layer(model, shape: Shape, part: str = "dense_layer") -> list[Op]:
+    """Attention and a dense gated feed-forward of ``intermediate_size``."""
+    place, m = shape.place(part, "mlp"), shape.n_tokens
+    ops = attention_half(part, model, shape)
+    ops += residual_norm("mlp_norm", place, m, model.hidden_size)
+    return ops + feedforward.gated("mlp", place, m, model.hidden_size, model.intermediate_size, shape.recipe)
+
+
+def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
+    """Attention, router, expert exchange, shared and routed experts."""
+    m, recipe = shape.n_tokens, shape.recipe
+    attn, mlp = shape.place(part, "attention"), shape.place(part, "mlp")
+    ops = attention_half(part, model, shape)
+    # Router and norm belong to the attention block: they must be done before the dispatch can start.
+    ops += residual_norm("mlp_norm", attn, m, model.hidden_size)
+    ops += feedforward.router(attn, m, model.hidden_size, model.n_routed_experts)
+    if recipe.quantised:
+        ops.append(feedforward.cast("dispatch_cast", attn, m * model.hidden_size))
+    mode = LOW_LATENCY if shape.phase == "decode" else NORMAL
+    ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots)
+    if bool(model.n_shared_experts > 0):
+        width = model.n_shared_experts * model.moe_intermediate_size
+        ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe)
+    return ops + feedforward.routed(mlp, model, recipe, m, shape.copies, shape.n_slots)
+
+
+def embedding(model, shape: Shape) -> list[Op]:
+    """Lookup of (n_tokens, hidden_size) rows; the gradient scatters FP32 rows."""
+    place, size = shape.place("embedding", "embedding"), 2.0 * shape.n_tokens * model.hidden_size
+    ops = [moved("embedding", place, size, size)]
+    if place.training:
+        ops.append(moved("embedding_backward", place, 3 * size, 2 * size, "backward_weight"))
+    return ops
+
+
+def head(model, shape: Shape, part: str = "head") -> list[Op]:
+    """Final norm, vocabulary projection in the recipe's head format, and in training softmax cross-entropy.
+
+    Prefill and decode need the logits of the last token of each sequence only.
+    """
+    place, recipe = shape.place(part, "head"), shape.recipe
+    m = shape.n_tokens if place.training else shape.batch
+    ops = norm("final_norm", place, m, model.hidden_size)
+    ops += linear("lm_head", place, m, model.vocab_size, model.hidden_size, recipe, split="n", format=recipe.head)
+    logits = 2.0 * m * model.vocab_size
+    if place.training:
+        # Softmax in one pass over the BF16 logits, then the gradient written in their place.
+        ops.append(moved("cross_entropy", place, logits, 0.0 * logits))
+        ops.append(moved("cross_entropy_backward", place, logits, logits, "backward_input"))
+    return ops
+
+
+def mtp(model, shape: Shape) -> list[Op]:
+    """One multi-token-prediction module: two norms, a (2 hidden to hidden) projection, a layer, the shared head."""
+    part, m, recipe = "mtp", shape.n_tokens, shape.recipe
+    place = shape.place(part, "head")
+    ops = [replace(op, part=part, block="head") for op in embedding(model, shape)]
+    ops += norm("mtp_hidden_norm", place, m, model.hidden_size) + norm("mtp_embed_norm", place, m, model.hidden_size)
+    ops += linear("mtp_proj", place, m, model.hidden_size, 2 * model.hidden_size, recipe)
+    layer = moe_layer if bool(model.n_routed_experts > 0) else dense_layer
+    return ops + layer(model, shape, part) + head(model, shape, part)

@@ -1,0 +1,53 @@
+"""Which number format each kind of operator computes, sends and saves in: the mixed-precision recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sextant.simulator.errors import InputError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Formats by role. ``saved`` is what activations that a weight gradient needs are kept in until the backward pass;
+    ``saved_attention`` the attention output, which DeepSeek-V3 keeps in E5M6 for precision."""
+
+    linear: str
+    attention: str
+    head: str
+    dispatch: str
+    combine: str
+    saved: str
+    saved_attention: str
+    weight_bytes: float
+    gradient_bytes: float
+    master_bytes: float
+    moment_bytes: float
+    source: str
+
+    @property
+    def quantised(self) -> bool:
+        """Whether linear operators run in FP8, and so pay for casts."""
+        return self.linear.startswith("fp8")
+
+
+RECIPES = {
+    "bf16": Recipe(
+        linear="bf16", attention="bf16", head="bf16", dispatch="bf16", combine="bf16", saved="bf16",
+        saved_attention="bf16", weight_bytes=2.0, gradient_bytes=4.0, master_bytes=4.0, moment_bytes=8.0,
+        source="BF16 compute, FP32 master weights, gradients and Adam moments",
+    ),
+    "fp8": Recipe(
+        linear="fp8_block", attention="bf16", head="bf16", dispatch="fp8_block", combine="bf16", saved="fp8_block",
+        saved_attention="e5m6", weight_bytes=2.0, gradient_bytes=4.0, master_bytes=4.0, moment_bytes=4.0,
+        source="DeepSeek-V3 report arXiv:2412.19437 s3.3: FP8 linears, BF16 attention and head, FP8 dispatch, "
+        "BF16 combine, FP32 master and gradients, BF16 moments",
+    ),
+}  # fmt: skip
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name; InputError offers the nearest."""
+    if name not in RECIPES:
+        raise InputError(f"plan.formats: unknown recipe {name!r}; {nearest(name, RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,55 @@
+"""The end of a training step: gradients summed over replicas, AdamW on this device's share, weights gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sextant.simulator.kernels import BYTES, operator
+from sextant.simulator.types import Num, Op, Plan, Step
+from sextant.workloads.formats import Recipe, recipe
+from sextant.workloads.ops.memory import Place, moved
+from sextant.workloads.residency import device_parameters, replicas
+
+
+def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num) -> Step:
+    """Operators of the optimizer on a device that holds ``layers`` occurrences of each part.
+
+    Gradients travel in the recipe's gradient format, weights in its weight format, both once over every group of
+    replicas (ZeRO 1: reduce-scatter, update the share, all-gather). Replicas of dense parameters fill nodes; replicas
+    of an expert lie one expert-parallel group apart.
+    """
+    kind, copies, sizes = recipe(plan.formats), replicas(plan), device_parameters(model, plan)
+    ops: list[Op] = []
+    for group in ("dense", "expert"):
+        n = sum((count * sizes[part][group] for part, count in layers.items()), 0.0)
+        near = node_size if group == "dense" else 1.0
+        ops += _group(group, kind, n, copies[group], near)
+    return Step(phase="optimizer", ops=tuple(ops), n_tokens=0.0, layers={"optimizer": 1.0})
+
+
+def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Num) -> list[Op]:
+    """Operators for ``n`` parameters of this device that ``n_replicas`` devices share."""
+    place = Place(part="optimizer", block=name)
+    share = n / n_replicas
+    read = share * (kind.master_bytes + kind.moment_bytes + kind.gradient_bytes)
+    write = share * (kind.master_bytes + kind.moment_bytes + kind.weight_bytes)
+    ops = [
+        _collective(f"{name}_gradients", "reduce_scatter", n * kind.gradient_bytes, n_replicas, n_gpus_per_node),
+        _collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node),
+        moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", ()),
+        moved(f"{name}_adamw", place, read, write, "optimizer", ()),
+        moved(f"{name}_gradient_reset", place, 0.0 * n, n * kind.gradient_bytes, "optimizer", ()),
+    ]
+    if kind.quantised:
+        # FP8 copies of the weights in both layouts, made once per step: rows for the forward, columns for the backward.
+        size = 2.0 * n * BYTES[kind.linear]
+        ops.append(moved(f"{name}_weight_cast", place, n * kind.weight_bytes, size, "optimizer", ()))
+    return ops
+
+
+def _collective(name: str, variant: str, size: Num, n_gpus: Num, n_gpus_per_node: Num) -> Op:
+    shape = {"n_gpus": n_gpus, "n_gpus_per_node": n_gpus_per_node, "message_bytes": size}
+    return operator(
+        "collective", name, "bf16", shape, variant=variant, part="optimizer", block=name, phase="optimizer",
+        group="data",
+    )  # fmt: skip

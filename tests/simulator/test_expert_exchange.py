@@ -1,0 +1,151 @@
+"""Expert-parallel exchange: where tokens go under balanced routing, and how long the two hops take."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sextant.simulator import paths
+from sextant.simulator.errors import InputError
+from sextant.simulator.kernels import estimate, operator
+from sextant.simulator.kernels.expert_exchange import destinations, distinct, hop_bytes
+from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Link, Memory, Num, Tier
+
+NORMAL = KernelFit(
+    coefficients={
+        "infiniband_efficiency": 0.96, "nvlink_efficiency": 0.76, "sm_bytes_per_s": 1.9e10, "chunk_s": 2.4e-6,
+        "dispatch_node_copies": 1.15, "combine_node_copies": 2.2, "dispatch_s": 2.8e-5, "combine_s": 4.8e-5,
+        "hop_s": 5.5e-6, "notify_s": 3.1e-5, "notify_hop_s": 2.5e-5,
+    },
+    low=0.86, high=1.19, provenance="fitted",
+)  # fmt: skip
+FAST = KernelFit(
+    coefficients={
+        "infiniband_efficiency": 0.94, "dispatch_nvlink_efficiency": 0.53, "combine_nvlink_efficiency": 0.48,
+        "dispatch_s": 1.3e-5, "combine_s": 1.3e-5, "node_s": 8.6e-6, "hop_s": 2.6e-6,
+    },
+    low=0.97, high=1.09, provenance="fitted",
+)  # fmt: skip
+DEVICE = Device(
+    name="h800", peak_flops_per_s={"bf16": 989e12}, n_sms=132.0, l2_bytes=50e6, launch_s=1.5e-6, power_w=700.0,
+    price_usd_per_h=2.0, kernels={"expert_exchange": NORMAL, "expert_exchange_low_latency": FAST},
+    memories={"hbm": Memory(capacity_bytes=80e9, bandwidth_bytes_per_s=3.35e12)},
+)  # fmt: skip
+NVLINK, INFINIBAND = 200e9, 50e9
+CLUSTER = Cluster(
+    name="h800", device=DEVICE, n_devices=2048.0,
+    tiers={
+        "nvlink": Tier(n_devices=8.0, link=Link(bandwidth_bytes_per_s=NVLINK, latency_s=1e-6)),
+        "infiniband": Tier(n_devices=256.0, link=Link(bandwidth_bytes_per_s=INFINIBAND, latency_s=3.7e-6)),
+    },
+)  # fmt: skip
+V3 = {"hidden": 7168.0, "top_k": 8.0, "n_experts": 256.0, "n_gpus_per_node": 8.0, "max_nodes": 4.0}
+
+cases = st.fixed_dictionaries({
+    "n_tokens": st.integers(1, 16384).map(float), "n_gpus": st.sampled_from([2.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
+    "mode": st.sampled_from([0.0, 1.0]), "notify": st.sampled_from([0.0, 1.0]),
+})  # fmt: skip
+variants = st.sampled_from([("dispatch", "fp8_block"), ("combine", "bf16")])
+
+
+def time(case: dict[str, Num], variant: tuple[str, str], cluster: Cluster = CLUSTER) -> Estimate:
+    name, fmt = variant
+    return estimate(operator("expert_exchange", name, fmt, {**V3, **case}, variant=name), cluster)
+
+
+@pytest.mark.parametrize(("n_choices", "n_items", "n_bins"), [(1, 6, 3), (2, 6, 3), (4, 8, 2), (5, 8, 4), (3, 4, 4)])
+def test_distinct_is_the_mean_over_every_choice(n_choices: int, n_items: int, n_bins: int) -> None:
+    per_bin = n_items // n_bins
+    hits = [len({i // per_bin for i in choice}) for choice in itertools.combinations(range(n_items), n_choices)]
+    assert distinct(float(n_choices), float(n_items), float(n_bins)) == pytest.approx(np.mean(hits), rel=1e-10)
+
+
+def test_destinations_are_those_of_simulated_routing() -> None:
+    """64 GPUs on 8 nodes; a token picks 4 nodes, then 8 of their experts."""
+    rng = np.random.default_rng(2)
+    nodes, gpus = [], []
+    for _ in range(20_000):
+        chosen = rng.choice(8, 4, replace=False)
+        experts = rng.choice(np.concatenate([np.arange(32) + 32 * node for node in chosen]), 8, replace=False)
+        nodes.append(len(set(experts // 32)))
+        gpus.append(len(set(experts // 4)))
+    expected = destinations({**V3, "n_gpus": 64.0})
+    assert expected[0] == pytest.approx(np.mean(nodes), abs=4 * np.std(nodes) / np.sqrt(20_000))
+    assert expected[1] == pytest.approx(np.mean(gpus), abs=4 * np.std(gpus) / np.sqrt(20_000))
+
+
+def test_one_node_sends_nothing_over_infiniband_and_low_latency_repeats_tokens() -> None:
+    one_node = {**V3, "n_gpus": 8.0, "n_tokens": 4096.0}
+    assert hop_bytes(one_node, "bf16")[0] == 0
+    normal = hop_bytes({**V3, "n_gpus": 64.0, "n_tokens": 128.0}, "bf16")[0]
+    direct = hop_bytes({**V3, "n_gpus": 64.0, "n_tokens": 128.0, "mode": 1.0}, "bf16")[0]
+    assert direct == pytest.approx(128 * 8 * 7168 * 2 * 7 / 8)
+    assert normal < direct / 2
+
+
+def test_the_limit_on_nodes_caps_infiniband_traffic() -> None:
+    free = hop_bytes({**V3, "n_gpus": 64.0, "n_tokens": 1.0, "max_nodes": 8.0}, "bf16")[0]
+    capped = hop_bytes({**V3, "n_gpus": 64.0, "n_tokens": 1.0}, "bf16")[0]
+    assert capped < free
+    assert capped <= 4 * 7168 * 2
+
+
+@given(cases, variants)
+def test_never_below_the_line_rate(case: dict, variant: tuple[str, str]) -> None:
+    infiniband, nvlink = hop_bytes({**V3, **case}, variant[1])
+    seconds = time(case, variant).seconds
+    assert np.isfinite(seconds)
+    assert seconds > max(infiniband / INFINIBAND, nvlink / NVLINK)
+
+
+@given(cases, variants, st.floats(1.0, 5.0))
+def test_more_tokens_never_faster_and_faster_links_never_slower(case: dict, variant: tuple, factor: float) -> None:
+    seconds = time(case, variant).seconds
+    assert time({**case, "n_tokens": case["n_tokens"] * factor}, variant).seconds >= seconds
+    assert time({**case, "hidden": 7168.0 * factor}, variant).seconds >= seconds
+    for tier, rate in (("nvlink", NVLINK), ("infiniband", INFINIBAND)):
+        faster = paths.put(CLUSTER, f"tiers.{tier}.link.bandwidth_bytes_per_s", rate * factor)
+        assert time(case, variant, faster).seconds <= seconds
+
+
+def test_an_array_across_modes_and_degrees_is_its_scalars() -> None:
+    rng = np.random.default_rng(3)
+    n = 200
+    case = {
+        "n_tokens": rng.integers(1, 8192, n) * 1.0, "n_gpus": rng.choice([1.0, 4.0, 8.0, 16.0, 64.0, 320.0], n),
+        "mode": rng.choice([0.0, 1.0], n),
+    }  # fmt: skip
+    for variant in (("dispatch", "fp8_block"), ("combine", "bf16")):
+        whole = time(case, variant)
+        singles = [time({k: float(v[i]) for k, v in case.items()}, variant) for i in range(n)]
+        assert np.allclose(whole.seconds, [one.seconds for one in singles], rtol=1e-12)
+        assert np.allclose(whole.high, [one.high for one in singles], rtol=1e-12)
+        assert np.all((np.asarray(whole.seconds) == 0) == (case["n_gpus"] == 1))
+
+
+def test_more_sms_help_until_a_link_decides() -> None:
+    dispatch = ("dispatch", "fp8_block")
+    few, many, all_ = (time({"n_tokens": 4096.0, "n_gpus": 32.0, "n_sms": n}, dispatch) for n in (4.0, 20.0, 132.0))
+    assert few.seconds > many.seconds
+    assert many.seconds == all_.seconds
+    assert str(few.bound) == "memory"
+    assert str(many.bound) == "link"
+
+
+def test_waiting_for_sizes_is_added_when_asked_for() -> None:
+    case, dispatch = {"n_tokens": 64.0, "n_gpus": 64.0}, ("dispatch", "fp8_block")
+    wait = time({**case, "notify": 1.0}, dispatch).seconds - time(case, dispatch).seconds
+    assert wait == pytest.approx(3.1e-5 + 2 * 2.5e-5)
+
+
+def test_a_group_beyond_the_only_tier_and_an_unknown_variant_are_refused() -> None:
+    one_tier = paths.put(CLUSTER, "tiers", {"nvlink": CLUSTER.tiers["nvlink"]})
+    assert time({"n_tokens": 1.0, "n_gpus": 8.0}, ("dispatch", "bf16"), one_tier).seconds > 0
+    with pytest.raises(InputError, match="2 nodes needs two"):
+        time({"n_tokens": 1.0, "n_gpus": 16.0}, ("dispatch", "bf16"), one_tier)
+    with pytest.raises(InputError, match="did you mean 'dispatch'"):
+        time({"n_tokens": 1.0, "n_gpus": 8.0}, ("dispatsh", "bf16"))
