@@ -49,6 +49,16 @@ class LayerTimes:
         return self.attention_b + self.dispatch_b + self.mlp_b + self.combine_b + self.end_b
 
     @property
+    def forward_messages_s(self) -> Num:
+        """Dispatch and combine of the forward pass."""
+        return self.dispatch + self.combine
+
+    @property
+    def backward_messages_s(self) -> Num:
+        """Dispatch and combine of the backward pass."""
+        return self.dispatch_b + self.combine_b
+
+    @property
     def backward_weight_s(self) -> Num:
         """Weight gradients."""
         return self.attention_w + self.mlp_w + self.end_w
@@ -81,7 +91,7 @@ def alone_s(chunk: Sequence[str], layers: Mapping[str, LayerTimes], phase: str) 
 
 
 def pair_tasks(
-    forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes], *, weights: bool = True
+    forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]
 ) -> list[Task]:
     """Tasks of a forward chunk beside a backward chunk (input and weight gradients) of another micro-batch.
 
@@ -92,7 +102,7 @@ def pair_tasks(
     tasks: list[Task] = []
     last_f = last_b = ""
     for i, (f, b) in enumerate(zip_longest(forward, reversed(backward))):
-        tasks += _pair(i, layers.get(f) if f else None, layers.get(b) if b else None, last_f, last_b, weights)
+        tasks += _pair(i, layers.get(f) if f else None, layers.get(b) if b else None, last_f, last_b)
         last_f, last_b = f"end_f{i}" if f else last_f, f"attention_b{i}" if b else last_b
     return tasks
 
@@ -109,13 +119,13 @@ def pair_exposed_s(forward: Sequence[str], backward: Sequence[str], layers: Mapp
 
 
 def _pair(
-    i: int, f: LayerTimes | None, b: LayerTimes | None, last_f: str, last_b: str, weights: bool
+    i: int, f: LayerTimes | None, b: LayerTimes | None, last_f: str, last_b: str
 ) -> list[Task]:
     """One layer forward beside one layer backward; either may be missing where chunks differ in length."""
     after_f, after_b = tuple(filter(None, [last_f])), tuple(filter(None, [last_b]))
     tasks: list[Task] = []
     if b is not None:
-        tasks.append(Task(name=f"end_b{i}", stream="compute", seconds=b.end_b + (b.end_w if weights else 0.0), after=after_b))
+        tasks.append(Task(name=f"end_b{i}", stream="compute", seconds=b.end_b + b.end_w, after=after_b))
         tasks.append(Task(name=f"combine_b{i}", stream="communication", seconds=b.combine_b, after=(f"end_b{i}",)))
     if f is not None:
         tasks.append(Task(name=f"attention_f{i}", stream="compute", seconds=f.attention, after=after_f))
@@ -123,15 +133,13 @@ def _pair(
     if b is not None:
         tasks.append(Task(name=f"mlp_b{i}", stream="compute", seconds=b.mlp_b, after=(f"combine_b{i}",)))
         tasks.append(Task(name=f"dispatch_b{i}", stream="communication", seconds=b.dispatch_b, after=(f"mlp_b{i}",)))
-        if weights:
-            tasks.append(Task(name=f"mlp_w{i}", stream="compute", seconds=b.mlp_w, after=()))
+        tasks.append(Task(name=f"mlp_w{i}", stream="compute", seconds=b.mlp_w))
     if f is not None:
         tasks.append(Task(name=f"mlp_f{i}", stream="compute", seconds=f.mlp, after=(f"dispatch_f{i}",)))
         tasks.append(Task(name=f"combine_f{i}", stream="communication", seconds=f.combine, after=(f"mlp_f{i}",)))
     if b is not None:
         tasks.append(Task(name=f"attention_b{i}", stream="compute", seconds=b.attention_b, after=(f"dispatch_b{i}",)))
-        if weights:
-            tasks.append(Task(name=f"attention_w{i}", stream="compute", seconds=b.attention_w, after=()))
+        tasks.append(Task(name=f"attention_w{i}", stream="compute", seconds=b.attention_w))
     if f is not None:
         tasks.append(Task(name=f"end_f{i}", stream="compute", seconds=f.end, after=(f"combine_f{i}",)))
     return tasks

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from sextant.simulator.errors import InputError, nearest
 
 Record = TypeVar("Record")
@@ -44,6 +46,18 @@ def leaves(record: Any, prefix: str = "") -> dict[str, Any]:
         child, path = _step(record, key, key), f"{prefix}{key}"
         found.update(leaves(child, path + ".") if names(child) else {path: child})
     return found
+
+
+def take(record: Record, index: Any) -> Record:
+    """``record`` with every array in it (shape (n_points,)) replaced by its elements at ``index``."""
+    if isinstance(record, np.ndarray):
+        return record[index]  # type: ignore[return-value]
+    if isinstance(record, Mapping):
+        return type(record)({key: take(value, index) for key, value in record.items()})  # type: ignore[call-arg]
+    if is_dataclass(record) and not isinstance(record, type):
+        changed = {f.name: take(getattr(record, f.name), index) for f in fields(record)}
+        return replace(record, **changed)
+    return record
 
 
 def _step(record: Any, key: str, path: str) -> Any:

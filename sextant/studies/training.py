@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sextant.simulator import cost, pipeline, schedule
+from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.chunk import LayerTimes, alone_s, layer_times, pair_exposed_s, pair_s
 from sextant.simulator.evaluate import TimedStep, provenance_shares, time_ops
+from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.partition import balance
-from sextant.simulator.result import result
-from sextant.simulator.types import Num, Result, Scenario
+from sextant.simulator.result import join, result
+from sextant.simulator.types import Num, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
 
-#: A cost of layers for the partition: FLOPs, where BF16 counts twice FP8 (it runs at half the peak).
-_RELATIVE_COST = {"fp8_block": 1.0, "fp8": 1.0}
+#: Layers are balanced over stages by their time in steps of this share of the longest layer.
+_COST_STEP = 0.05
 
 Chunk = tuple[str, ...]
 
@@ -48,22 +51,47 @@ class ChunkTimes:
     backward_weight: list[Num]
     pair: dict[tuple[int, int], Num]
     pair_exposed: dict[tuple[int, int], Num]
+    forward_messages: list[Num]
+    backward_messages: list[Num]
+
+    def of(self, kind: str, f_stage: int, b_stage: int) -> Num:
+        """Seconds of an instruction of the schedule."""
+        if kind == "FB":
+            return self.pair[f_stage, b_stage]
+        if kind == "F":
+            return self.forward[f_stage]
+        if kind == "W":
+            return self.backward_weight[b_stage]
+        return self.backward_input[b_stage] + (self.backward_weight[b_stage] if kind == "BW" else 0.0)
 
 
 def evaluate_training(scenario: Scenario, n_points: int) -> Result:
-    """Metrics of one optimizer step, each of shape (n_points,). Numeric fields may be arrays, the pipeline may not."""
-    model, plan, load, cluster = scenario.model, scenario.plan, scenario.load, scenario.cluster
+    """Metrics of one optimizer step, each of shape (n_points,). Numeric fields may be arrays, the pipeline may not.
+
+    Points whose layers are best laid out in different ways are evaluated apart.
+    """
+    cluster = scenario.cluster
     node_size = next(iter(cluster.tiers.values())).n_devices
-    step = shard(model.step(load, plan), model, plan, node_size)
+    step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
     timed = time_ops(step, cluster)
-    stages = partition(scenario, timed)
+    layouts = list(_layouts(scenario, timed, n_points))
+    if len(layouts) == 1:
+        return _evaluate(scenario, timed, layouts[0][1], n_points)
+    parts = [(index, paths.take(scenario, index), stages) for index, stages in layouts]
+    results = [_evaluate(part, paths.take(timed, index), stages, len(index)) for index, part, stages in parts]
+    return join(results, [index for index, _, _ in parts])
+
+
+def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: int) -> Result:
+    plan, load, layers = scenario.plan, scenario.load, timed.step.layers
+    node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    run = _run(scenario, stages, chunks, micro_batches, n_points)
+    run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
     optimizer = _optimizer(scenario, stages, node_size)
     optimizer_s: Num = np.max(np.stack(np.broadcast_arrays(*(t.seconds() for t in optimizer))), axis=0)
     step_s = run["pipeline_s"] + optimizer_s
-    low, high = _interval(timed, step.layers)
+    low, high = _interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
     memory = memory_use(scenario, stages)
     columns = {
@@ -76,48 +104,64 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
         **plan_limits(scenario), **_schedule_limits(scenario, micro_batches),
         "hbm: weights, optimizer state and activations do not fit": ~memory.fits,
     }  # fmt: skip
-    busiest = {part: n / plan.pipeline for part, n in step.layers.items()}
+    average = {part: n / plan.pipeline for part, n in layers.items()}
     return result(
-        n_points, columns, reasons, provenance=provenance_shares(timed, step.layers),
-        breakdown=breakdown(timed, busiest, micro_batches, step_s), warnings=_warnings(scenario),
+        n_points, columns, reasons, provenance=provenance_shares(timed, layers),
+        breakdown=breakdown(timed, average, micro_batches, step_s), warnings=_warnings(scenario),
     )  # fmt: skip
 
 
-def partition(scenario: Scenario, timed: TimedStep) -> Stages:
-    """Layers on stages: as ``plan.layers_per_stage`` says, or balanced by FLOPs over the ranks.
+def _layouts(scenario: Scenario, timed: TimedStep, n_points: int) -> Iterator[tuple[NDArray[np.intp], Stages]]:
+    """Every distinct way to lay the layers on stages, with the points it is for."""
+    names, costs = _part_costs(scenario, timed, n_points)
+    rows, which = np.unique(costs, axis=0, return_inverse=True)
+    found: dict[Stages, list[NDArray[np.intp]]] = {}
+    for i, row in enumerate(rows):
+        stages = partition(scenario, timed.step.layers, dict(zip(names, row.tolist(), strict=True)))
+        found.setdefault(stages, []).append(np.flatnonzero(which.ravel() == i))
+    for stages, indices in found.items():
+        yield np.sort(np.concatenate(indices)), stages
+
+
+def _part_costs(scenario: Scenario, timed: TimedStep, n_points: int) -> tuple[list[str], NDArray[np.float64]]:
+    """Seconds of one occurrence of each part, relative to the longest layer and rounded, shape (n_points, n_parts).
+
+    What overlapped chunks hide is not counted. Rounding keeps small changes from moving layers.
+    """
+    hidden = scenario.plan.overlap == "forward_backward"
+    table = timed.table()
+    columns: dict[str, Num] = {}
+    for part in timed.step.layers:
+        times = layer_times(table, part)
+        messages = times.forward_messages_s + times.backward_messages_s if hidden else 0.0
+        columns[part] = times.forward_s + times.backward_input_s + times.backward_weight_s - messages
+    costs = np.stack([np.broadcast_to(np.asarray(c, dtype=float), (n_points,)) for c in columns.values()], axis=1)
+    longest = np.max(costs[:, [part.endswith("layer") for part in columns]], axis=1, keepdims=True)
+    return list(columns), np.round(costs / longest / _COST_STEP) * _COST_STEP
+
+
+def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str, float]) -> Stages:
+    """Layers on stages: as ``plan.layers_per_stage`` says, or balanced by ``costs`` per part over the ranks.
 
     The embedding stays with the first layer, the head with MTP modules and the last stage, whose weights they share.
     """
-    plan, counts = scenario.plan, timed.step.layers
-    n_stages = int(plan.pipeline * plan.virtual_stages)
-    units: list[Chunk] = [(part,) for part in counts for _ in range(int(counts[part])) if part.endswith("layer")]
-    if "embedding" in counts:
+    plan = scenario.plan
+    units: list[Chunk] = [(part,) for part in layers for _ in range(int(layers[part])) if part.endswith("layer")]
+    if "embedding" in layers:
         units[0] = ("embedding", *units[0])
-    tail = tuple(part for part in ("mtp", "head") for _ in range(int(counts.get(part, 0))))
-    units.append(tail)
-    if len(units) < n_stages:
-        n_stages = len(units)
+    units.append(tuple(part for part in ("mtp", "head") for _ in range(int(layers.get(part, 0)))))
     ranks = schedule.stages_of_ranks(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))
+    n_stages = min(int(plan.pipeline * plan.virtual_stages), len(units))
+    if n_stages < len(ranks) * len(ranks[0]) and plan.schedule != "dualpipe":
+        ranks = schedule.stages_of_ranks(plan.schedule, n_stages)
     if plan.layers_per_stage:
-        cuts = np.cumsum([0, *plan.layers_per_stage]).astype(int)
-        runs = [units[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-        runs[-1] = runs[-1] + [tail]
+        cuts = [0, *np.cumsum(plan.layers_per_stage).astype(int).tolist()]
+        cuts[-1] = len(units)
     else:
-        weights = _part_costs(timed)
-        costs = tuple(sum(weights.get(part, 0.0) for part in unit) for unit in units)
-        top = max(costs)
-        bounds = balance(tuple(round(c / top, 6) for c in costs), n_stages, ranks)
-        runs = [units[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        sums = tuple(round(sum(costs[part] for part in unit), 6) for unit in units)
+        cuts = list(balance(sums, n_stages, ranks))
+    runs = [units[a:b] for a, b in pairwise(cuts)]
     return Stages(chunks=tuple(tuple(p for unit in run for p in unit) for run in runs), ranks=ranks)
-
-
-def _part_costs(timed: TimedStep) -> dict[str, float]:
-    costs: dict[str, float] = {}
-    for item in timed.ops:
-        weight = _RELATIVE_COST.get(item.op.format, 2.0)
-        flops = float(np.mean(np.asarray(item.op.flops * item.op.count)))
-        costs[item.op.part] = costs.get(item.op.part, 0.0) + weight * flops
-    return costs
 
 
 def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTimes:
@@ -134,6 +178,8 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTi
         backward_input=[alone_s(c, alone, "backward_input_s") for c in stages.chunks],
         backward_weight=[alone_s(c, alone, "backward_weight_s") for c in stages.chunks],
         pair={}, pair_exposed={},
+        forward_messages=[alone_s(c, alone, "forward_messages_s") for c in stages.chunks],
+        backward_messages=[alone_s(c, alone, "backward_messages_s") for c in stages.chunks],
     )  # fmt: skip
     if plan.schedule == "dualpipe":
         for rank in stages.ranks:
@@ -149,6 +195,100 @@ def _pair(
         return times.forward[f] + times.backward_input[b] + times.backward_weight[b], 0.0
     forward, backward = stages.chunks[f], stages.chunks[b]
     return pair_s(forward, backward, beside), pair_exposed_s(forward, backward, beside)
+
+
+def _pipeline(
+    scenario: Scenario, stages: Stages, chunks: ChunkTimes, micro_batches: Num, n_points: int
+) -> dict[str, Num]:
+    """Seconds of the pipeline and of its parts as rank 0 spends them; the event engine goes point by point."""
+    plan = scenario.plan
+    send_s = _send_s(scenario)
+    if scenario.engine == "event":
+        runs = [_simulated(plan, chunks, _pick(micro_batches, i), _pick(send_s, i), i) for i in range(n_points)]
+        return {name: np.array([run[name] for run in runs]) for name in runs[0]}
+    return _formulas(plan, chunks, stages, micro_batches, send_s)
+
+
+def _formulas(plan: Plan, chunks: ChunkTimes, stages: Stages, micro_batches: Num, send_s: Num) -> dict[str, Num]:
+    """The busiest rank's work plus the schedule's bubble at the mean chunk times of all stages."""
+    n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
+    ranks = [
+        schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual) for rank in range(len(stages.ranks))
+    ]
+    parts = [_by_kind(counted, chunks) for counted in ranks]
+    work = [sum(kinds.values(), 0.0) for kinds in parts]
+    busiest = np.max(np.stack(np.broadcast_arrays(*work)), axis=0)
+    forward, inputs, weights = (_mean(x) for x in (chunks.forward, chunks.backward_input, chunks.backward_weight))
+    full = virtual * (inputs + weights)
+    pairs = _mean(list(chunks.pair.values())) if chunks.pair else 0.0
+    bubble = schedule.bubble_s(plan.schedule, n_ranks, virtual * forward, full, virtual * weights, pairs, virtual)
+    # Filling the pipeline passes every boundary once in each direction.
+    bubble = bubble + 2.0 * (n_ranks - 1.0) * send_s
+    exposed = _exposed(ranks[0], chunks)
+    return _parts(parts[0], busiest + bubble, exposed)
+
+
+def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> dict[str, Num]:
+    n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
+    seconds = pipeline.ChunkSeconds(
+        forward=[_pick(x, point) for x in chunks.forward],
+        backward_input=[_pick(x, point) for x in chunks.backward_input],
+        backward_weight=[_pick(x, point) for x in chunks.backward_weight],
+        pair={key: _pick(x, point) for key, x in chunks.pair.items()},
+    )
+    run = pipeline.simulate(
+        plan.schedule, seconds, n_ranks, round(float(micro_batches)), virtual_stages=virtual, send_s=float(send_s)
+    )
+    counted = schedule.counts(plan.schedule, 0, n_ranks, micro_batches, virtual)
+    return _parts(dict(run.busy_s[0]), run.step_s, _pick(_exposed(counted, chunks), point))
+
+
+def _by_kind(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) -> dict[str, Num]:
+    """Seconds of a rank by instruction kind."""
+    seconds: dict[str, Num] = {}
+    for (kind, f, b), n in counted.items():
+        seconds[kind] = seconds.get(kind, 0.0) + n * chunks.of(kind, f, b)
+    return seconds
+
+
+def _parts(kinds: Mapping[str, Num], pipeline_s: Num, exposed_s: Num) -> dict[str, Num]:
+    """The rows of the published table for rank 0: what is forward alone, backward alone, overlapped, idle."""
+    named = {
+        "forward_s": kinds.get("F", 0.0), "backward_input_s": kinds.get("B", 0.0) + kinds.get("BW", 0.0),
+        "backward_weight_s": kinds.get("W", 0.0), "forward_backward_s": kinds.get("FB", 0.0),
+    }  # fmt: skip
+    bubble = pipeline_s - sum(named.values(), 0.0)
+    return {"pipeline_s": pipeline_s, **named, "bubble_s": bubble, "exposed_comm_s": exposed_s}
+
+
+def _exposed(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) -> Num:
+    """Seconds of rank 0 in which messages run and nothing computes, inside its chunks."""
+    total: Num = 0.0
+    for (kind, f, b), n in counted.items():
+        if kind == "FB":
+            total = total + n * chunks.pair_exposed[f, b]
+        elif kind == "F":
+            total = total + n * chunks.forward_messages[f]
+        elif kind in ("B", "BW"):
+            total = total + n * chunks.backward_messages[b]
+    return total
+
+
+def _send_s(scenario: Scenario) -> Num:
+    """Activations of one micro-batch between two stages, which lie on different nodes."""
+    model, plan, load = scenario.model, scenario.plan, scenario.load
+    size = 2.0 * model.hidden_size * plan.micro_batch * load.context_tokens / plan.tensor
+    shape = {"n_gpus": 2.0, "n_gpus_per_node": 1.0, "message_bytes": size}
+    return estimate(operator("collective", "pipeline_send", "bf16", shape, variant="send_recv"), scenario.cluster).seconds
+
+
+def _mean(values: Sequence[Num]) -> Num:
+    return sum(values, 0.0) / len(values)
+
+
+def _pick(value: Num, point: int) -> float:
+    array = np.asarray(value)
+    return float(array if array.ndim == 0 else array[point])
 
 
 def _optimizer(scenario: Scenario, stages: Stages, node_size: Num) -> list[TimedStep]:
@@ -188,6 +328,7 @@ def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:
 def memory_use(scenario: Scenario, stages: Stages) -> Capacity:
     """HBM of the fullest rank: state of its layers, and the activations of the micro-batches it has in flight."""
     model, plan, load = scenario.model, scenario.plan, scenario.load
+    micro_batches = load.batch / (plan.data * plan.micro_batch)
     state = residency.state_bytes(model, plan)
     kept = residency.activation_bytes(model, plan, load)
     uses: list[dict[str, Num]] = []
@@ -196,7 +337,7 @@ def memory_use(scenario: Scenario, stages: Stages) -> Capacity:
         for part, n in stages.layers(rank).items():
             for name, size in state[part].items():
                 parts[name] = parts.get(name, 0.0) + n * size
-        live = schedule.in_flight(plan.schedule, rank, int(plan.pipeline), int(plan.virtual_stages))
+        live = schedule.in_flight(plan.schedule, rank, int(plan.pipeline), micro_batches, int(plan.virtual_stages))
         parts["activations"] = sum(
             (live[i] * kept[part] for i, stage in enumerate(held) for part in stages.chunks[stage]), 0.0
         )
@@ -215,7 +356,7 @@ def _choose(values: list[Num], index: np.ndarray) -> Num:
 def _warnings(scenario: Scenario) -> list[str]:
     notes = ["the interval moves every operator to its own end at once, and says nothing of jitter and stragglers"]
     if not scenario.plan.layers_per_stage and scenario.plan.pipeline > 1:
-        notes.append("the layers of each stage are not published: balanced by FLOPs over the ranks")
+        notes.append("the layers of each stage are not published: balanced over the ranks by predicted time")
     return notes
 
 

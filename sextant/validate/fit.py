@@ -1,6 +1,8 @@
 """Fit kernel coefficients of one GPU from measured rows and put them into its fit file.
 
     python -m sextant.validate.fit KIND ROWS.csv.gz [ROWS ...] --device h100 --out FILE [--source TEXT]
+
+Blocks that FILE holds already count as the device's: ``moe`` builds on the blocks of ``gemm``.
 """
 
 from __future__ import annotations
@@ -10,17 +12,21 @@ import csv
 import gzip
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sextant.hwmodels import cluster as cluster_named
 from sextant.hwmodels import device as device_named
-from sextant.hwmodels.fits import write_fits
+from sextant.hwmodels.fits import read_fits, write_fits
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Device
 from sextant.validate.fit_attention import fit_attention, fit_mla
 from sextant.validate.fit_collective import fit_collective, fit_exchange, published_row
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm
+from sextant.validate.fit_grouped import COEFFICIENTS as GROUPED
+from sextant.validate.fit_grouped import fit_grouped
 from sextant.validate.fit_memory import VARIANTS, Errors, Fitted, Row, fit_memory, of_variant, with_fit
+from sextant.validate.fit_wgrad import fit_wgrad
 
 Fitter = Callable[[Sequence[Row], Device, str], list[Fitted]]
 
@@ -29,8 +35,7 @@ def read_rows(path: Path | str) -> list[dict[str, str]]:
     """The rows of a kernel-case CSV, plain or gzipped; InputError if it cannot be read or has no rows."""
     path = Path(path)
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-        with opened as lines:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}; give a CSV of kernel cases") from error
@@ -48,6 +53,15 @@ def fit_gemms(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
         device = with_fit(device, found[-1].name, found[-1].fit)
     if not found:
         raise InputError(f"no rows of a format that can be fitted ({', '.join(COEFFICIENTS)}); check column 'format'")
+    return found
+
+
+def fit_layers(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
+    """Blocks ``grouped_gemm_<format>`` and ``moe_<format>``; ``device`` must hold the dense blocks."""
+    present = {str(row.get("format", "")) for row in rows}
+    found = [block for f in GROUPED if f in present for block in fit_grouped(rows, device, f, source)]
+    if not found:
+        raise InputError(f"no rows of a format that can be fitted ({', '.join(GROUPED)}); check column 'format'")
     return found
 
 
@@ -109,15 +123,21 @@ def _nvlink_bytes_per_s(device: Device) -> float:
     return float(tier.link.bandwidth_bytes_per_s)
 
 
+def fit_wgrads(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
+    """The block of FP8 weight gradients."""
+    return [fit_wgrad(rows, device, source)]
+
+
 FITTERS: Mapping[str, Fitter] = {
-    "gemm": fit_gemms, "memory": fit_memories, "attention": fit_attentions, "collective": fit_collectives,
-    "exchange": fit_exchanges,
+    "gemm": fit_gemms, "moe": fit_layers, "memory": fit_memories, "attention": fit_attentions,
+    "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads,
 }  # fmt: skip
 
 
 def report(fitted: Sequence[Fitted]) -> str:
     """A table of errors: one line per block and part."""
-    lines = [f"{'kernel':24s} {'rows':10s} {'n':>6s} {'MAPE':>7s} {'median':>7s} {'p95':>7s} {'bias':>7s}  90% interval"]
+    names = " ".join(f"{name:>7s}" for name in ("MAPE", "median", "p95", "bias"))
+    lines = [f"{'kernel':24s} {'part':10s} {'rows':>6s} {names}  90% interval"]
     for block in fitted:
         lines += [_line(block.name, "training", block.training), _line("", "held out", block.held_out)]
     return "\n".join(lines)
@@ -140,9 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.kind not in FITTERS:
             raise InputError(f"unknown kind {given.kind!r}; {nearest(given.kind, FITTERS)}")
-        fitted = FITTERS[given.kind](
-            [row for path in given.rows for row in read_rows(path)], device_named(given.device), given.source
-        )
+        device = device_named(given.device)
+        if Path(given.out).is_file():
+            device = replace(device, kernels={**device.kernels, **read_fits(given.out)})
+        fitted = FITTERS[given.kind]([row for path in given.rows for row in read_rows(path)], device, given.source)
         write_fits(given.out, {block.name: block.fit for block in fitted})
     except InputError as error:
         print(error, file=sys.stderr)

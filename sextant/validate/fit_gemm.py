@@ -16,7 +16,19 @@ from scipy.optimize import nnls
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import estimate, operator, tiles
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, errors, held_out, solve, with_fit
+from sextant.validate.fit_memory import (
+    Array,
+    Bounds,
+    Errors,
+    Fitted,
+    Row,
+    alone,
+    column,
+    errors,
+    held_out,
+    solve,
+    with_fit,
+)
 
 #: Share of the (n, k) sites held out.
 HELD_OUT_SHARE = 0.25
@@ -58,7 +70,8 @@ COEFFICIENTS: Mapping[str, Mapping[str, Bounds]] = {
 _RIDGE = 3.0
 #: Larger errors do not pull the correction: they are rare choices of a library, not a trend.
 _LARGEST_RESIDUAL = 0.3
-#: Twice the rows take at least this much longer (log; half the model's growth where that is less), and constraints further from binding than _NEAR are left out.
+#: Twice the rows take at least this much longer (log; half the model's growth where that is less). Constraints further
+#: from binding than _NEAR wait until a solution violates them.
 _SMALLEST_GROWTH, _NEAR = 1e-3, 0.15
 
 
@@ -89,7 +102,7 @@ def fit_gemm(rows: Sequence[Row], device: Device, format: str, source: str = "",
     fixed = {} if format == "bf16" else {"launch_s": _launch_s(device)}
     fitted = solve(name, COEFFICIENTS[format], predict, measured_s, test, source, fixed)
     if not correct:
-        return fitted
+        return replace(fitted, fit=sourced(fitted.fit, "whole (n, k) sites", fitted.held_out))
     coefficients = {
         **fitted.fit.coefficients,
         **_correction(parts[False], predict(fitted.fit, ~test), measured_s[~test], fitted.fit, device),
@@ -97,7 +110,14 @@ def fit_gemm(rows: Sequence[Row], device: Device, format: str, source: str = "",
     fit = replace(fitted.fit, coefficients=coefficients)
     tested = errors(predict(fit, test), measured_s[test])
     trained = errors(predict(fit, ~test), measured_s[~test])
-    return Fitted(name=name, fit=replace(fit, low=tested.low, high=tested.high), training=trained, held_out=tested)
+    fit = sourced(replace(fit, low=tested.low, high=tested.high), "whole (n, k) sites", tested)
+    return Fitted(name=name, fit=fit, training=trained, held_out=tested)
+
+
+def sourced(fit: KernelFit, unseen: str, e: Errors) -> KernelFit:
+    """``fit`` with what was held out, and the errors there, in its source."""
+    said = f"held-out error {e.mape:.1%} mean, {e.median:.1%} median, {e.p95:.0%} at the 95th percentile"
+    return replace(fit, source=f"{fit.source}; held out: {unseen}; {said} over {e.n_rows} rows")
 
 
 def _kept(rows: Sequence[Row], chosen: NDArray[np.bool_]) -> list[Row]:
@@ -119,7 +139,7 @@ def _correction(op: Op, predicted_s: Array, measured_s: Array, fit: KernelFit, d
     residual = np.clip(np.log(measured_s / predicted_s), -_LARGEST_RESIDUAL, _LARGEST_RESIDUAL)
     weights = _weights(op, device)
     normal = weights.T @ weights + _RIDGE * np.eye(weights.shape[1])
-    free = np.linalg.solve(normal, weights.T @ residual)
+    free = np.asarray(np.linalg.solve(normal, weights.T @ residual), dtype=np.float64)
     lower, upper = _doublings(op.format)
     cluster = alone(with_fit(device, f"gemm_{op.format}", fit))
     growth = np.log(np.asarray(estimate(upper, cluster).seconds) / np.asarray(estimate(lower, cluster).seconds))
@@ -136,9 +156,11 @@ def _weights(op: Op, device: Device) -> Array:
 
 def _doublings(format: str) -> tuple[Op, Op]:
     """Products of whole tiles over the range of sizes, and the same with twice the rows."""
-    axes = (256.0 * 2.0 ** np.arange(10), 16.0 * np.round(2.0 ** np.arange(1, 13.1, 0.5)), 2.0 ** np.arange(5, 17.1, 0.5))
-    m, n, k = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-    return tuple(operator("gemm", "gemm", format, {"m": rows, "n": n, "k": k}) for rows in (m, 2.0 * m))  # type: ignore[return-value]
+    rows, columns = 256.0 * 2.0 ** np.arange(10), 16.0 * np.round(2.0 ** np.arange(1, 13.1, 0.5))
+    grid = np.meshgrid(rows, columns, 2.0 ** np.arange(5, 17.1, 0.5), indexing="ij")
+    m, n, k = (np.asarray(axis.ravel(), dtype=np.float64) for axis in grid)
+    lower = operator("gemm", "gemm", format, {"m": m, "n": n, "k": k})
+    return lower, operator("gemm", "gemm", format, {"m": 2.0 * m, "n": n, "k": k})
 
 
 def _constrained(free: Array, normal: Array, steps: Array, least: Array) -> Array:
@@ -149,9 +171,12 @@ def _constrained(free: Array, normal: Array, steps: Array, least: Array) -> Arra
     root = np.linalg.cholesky(normal).T
     bent = np.linalg.solve(root.T, steps.T).T
     slack = least - steps @ free
-    if not (slack > 0.0).any():
-        return free
-    tight = slack > -_NEAR
-    dual, _ = nnls(np.vstack([bent[tight].T, slack[tight]]), np.append(np.zeros(len(free)), 1.0))
-    rest = np.append(bent[tight].T @ dual, slack[tight] @ dual - 1.0)
-    return free + np.linalg.solve(root, -rest[:-1] / rest[-1])
+    tight, point = slack > -_NEAR, free
+    while (steps @ point < least - 1e-12).any():
+        tight |= steps @ point < least
+        dual, _ = nnls(np.vstack([bent[tight].T, slack[tight]]), np.append(np.zeros(len(free)), 1.0))
+        rest = np.append(bent[tight].T @ dual, slack[tight] @ dual - 1.0)
+        known, point = point, free + np.linalg.solve(root, -rest[:-1] / rest[-1])
+        if np.array_equal(known, point):
+            break
+    return point

@@ -1,7 +1,8 @@
 """A dense matrix product y[m, n] = x[m, k] w[n, k]^T. Shape: m, n, k.
 
 Variants: "" takes operands in the format and writes BF16; ``from_bf16`` converts x to FP8 first, as library calls
-that take BF16 activations do; ``wgrad`` adds to an FP32 gradient, which it reads and writes.
+that take BF16 activations do; ``wgrad`` adds to an FP32 gradient, which it reads and writes; ``wgrad_fresh`` only
+writes it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from sextant.simulator.kernels import BYTES, Work
 from sextant.simulator.kernels.tiles import Product, product_fit, product_seconds
 from sextant.simulator.types import Cluster, Estimate, Num, Op
 
-#: Bytes that cross the bus per element of the output: BF16 written, or an FP32 accumulator read and written.
-OUTPUT_BYTES: Mapping[str, float] = {"wgrad": 8.0}
+#: Bytes that cross the bus per element of the output: BF16 written, or an FP32 result (``wgrad``: read and written).
+OUTPUT_BYTES: Mapping[str, float] = {"wgrad": 8.0, "wgrad_fresh": 4.0}
 
 
 def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
@@ -27,7 +28,7 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
     """Seconds by the tile model with the block ``gemm_<format>``; Num in, Num of the broadcast shape out."""
-    fit = product_fit(cluster.device, "gemm", op.format)
+    fit = product_fit(cluster.device, "gemm", op.format, op.variant)
     m, n, k = op.shape["m"], op.shape["n"], op.shape["k"]
     product = Product(
         rows=m, rows_per_group=m, n=n, k=k, row_tiles=lambda height: np.ceil(m / height),

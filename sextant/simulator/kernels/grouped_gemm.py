@@ -20,7 +20,7 @@ from sextant.simulator.types import Cluster, Estimate, Num, Op
 
 def share_hit(tokens_per_group: Num, variant: str) -> Num:
     """The expected share of experts that have any token; 1 for ``wgrad``, which touches all weights."""
-    if variant == "wgrad":
+    if variant.startswith("wgrad"):
         return np.ones_like(tokens_per_group, dtype=float)[()]
     if variant == "exact":
         return np.minimum(tokens_per_group, 1.0)
@@ -36,7 +36,7 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
     """Seconds by the tile model with the block ``grouped_gemm_<format>`` (else ``gemm_<format>``)."""
-    fit = product_fit(cluster.device, "grouped_gemm", op.format)
+    fit = product_fit(cluster.device, "grouped_gemm", op.format, op.variant)
     groups, tokens, n, k = (op.shape[name] for name in ("groups", "tokens_per_group", "n", "k"))
     operands, output = _bytes(op.shape, op.format, op.variant)
     product = Product(
@@ -61,15 +61,15 @@ def _bytes(shape: Mapping[str, Num], format: str, variant: str) -> tuple[Num, Nu
 def _row_tiles(groups: Num, tokens: Num, variant: str) -> Callable[[Num], Num]:
     """Expected tiles of a given height that the rows of all experts fill.
 
-    A hit expert has one tile, more by its tokens over the height, less the part of the last tile that is filled: half
-    of it on average once an expert has several tiles.
+    A hit expert has one tile, more by its tokens over the height, less the part of the last tile that they fill: all
+    of them while they fit in one tile, half a tile on average once they fill several.
     """
-    if variant in ("exact", "wgrad"):
+    if variant == "exact" or variant.startswith("wgrad"):
         return lambda height: groups * np.minimum(tokens, 1.0) * np.ceil(tokens / height)
     hit = share_hit(tokens, variant)
 
     def expected(height: Num) -> Num:
         full = tokens / height
-        return groups * (hit + full + 0.5 * np.expm1(-2.0 * full))
+        return groups * (hit + full - full / np.sqrt(np.sqrt(1.0 + np.square(np.square(2.0 * full)))))
 
     return expected

@@ -52,6 +52,9 @@ SHORTEST_SPLIT = 512.0
 #: Share of the L2 cache that holds x and its FP8 copy before they spill, and the bytes of both per element.
 CONVERT_L2_SHARE, CONVERT_RESIDENT_BYTES = 2.0 / 3.0, 3.0
 
+#: Stands for no tiles at all, so that an empty product is a launch and not a division by zero.
+_NONE = 1e-9
+
 #: Whose coefficients a format without its own takes, and what that does to the 90% interval.
 LENDERS: Mapping[str, tuple[str, ...]] = {"fp8": ("fp8_block", "bf16"), "fp8_block": ("fp8", "bf16")}
 BORROWED = (0.8, 1.3)
@@ -118,9 +121,17 @@ def product_seconds(p: Product, c: Mapping[str, Num], device: Device, *, convert
     return Seconds(total=total, math=math, memory=np.maximum(memory, floor_memory), launch=launch)
 
 
-def product_fit(device: Device, kind: str, format: str) -> KernelFit:
+def product_fit(device: Device, kind: str, format: str, variant: str = "") -> KernelFit:
     """Coefficients of ``kind`` in ``format``: the block ``<kind>_<format>``, else ``gemm_<format>``, else the nearest
-    format's, which then counts as assumed and widens the interval. KeyError if the device has none."""
+    format's, which then counts as assumed and widens the interval. KeyError if the device has none.
+
+    A weight gradient (variants ``wgrad``) takes the block ``<kind>_<format>_wgrad`` or ``gemm_<format>_wgrad`` where
+    there is one: block-scaled FP8 then scales both operands along k, which costs the main loop.
+    """
+    if variant.startswith("wgrad"):
+        for block in (f"{kind}_{format}_wgrad", f"gemm_{format}_wgrad"):
+            if block in device.kernels:
+                return device.kernels[block]
     for lender in (format, *LENDERS.get(format, ("bf16",))):
         for block in (f"{kind}_{lender}", f"gemm_{lender}"):
             if block in device.kernels:
@@ -171,7 +182,7 @@ def _loop_seconds(p: Product, c: Mapping[str, Num], device: Device, bandwidth: N
     for height, width in candidates(p):
         row_tiles, column_tiles = p.row_tiles(height), np.ceil(p.n / width)
         per_sm = row_tiles * column_tiles / n_sms
-        per_k = load * (p.rows / row_tiles + np.minimum(width, p.n))
+        per_k = load * (p.rows / np.maximum(row_tiles, _NONE) + np.minimum(width, p.n))
         if isinstance(crowding, np.ndarray) or crowding:
             per_k = per_k * (1.0 - crowding + crowding * np.minimum(per_sm, 1.0))
         tile = p.k * (np.maximum(per_k, math * (height * width)) + step)
@@ -182,7 +193,7 @@ def _loop_seconds(p: Product, c: Mapping[str, Num], device: Device, bandwidth: N
         if "padding" in c:
             loop = loop + padding * (row_tiles * height - p.rows) * column_tiles * p.k
         if "reduce_s" in c:
-            splits = np.minimum(np.floor(1.0 / np.minimum(per_sm, 1.0)), most_splits)
+            splits = np.minimum(np.floor(1.0 / np.clip(per_sm, _NONE, 1.0)), most_splits)
             split = tile / splits + fill + reduction * splits + c["reduce_s"]
             loop = np.minimum(loop, np.where(splits > 1.0, split, np.inf))
         best = np.minimum(best, loop)
@@ -198,8 +209,8 @@ def _conversion_seconds(elements: Num, c: Mapping[str, Num], l2_bytes: Num, band
 def _correction(p: Product, c: Mapping[str, Num], n_sms: Num) -> Num:
     """Factor on the modelled seconds: bilinear in (log tiles per SM, log k), 1 outside the measured range."""
     per_sm = p.row_tiles(128.0) * np.ceil(p.n / 128.0) / n_sms
-    i, u = _knot(np.log2(per_sm), CORRECTION_TILES)
-    j, v = _knot(np.log2(p.k), CORRECTION_K)
+    i, u = _knot(np.log2(np.maximum(per_sm, _NONE)), CORRECTION_TILES)
+    j, v = _knot(np.log2(np.maximum(p.k, _NONE)), CORRECTION_K)
     table = _correction_table(c)
     stride = table.shape[1]
     flat, at = table.ravel(), i * stride + j

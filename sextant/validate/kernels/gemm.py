@@ -4,7 +4,8 @@
                dy w, each with the memory layout the backward pass finds.
 ``fp8``        cuBLASLt through ``torch._scaled_mm``, e4m3 operands with one fp32 scale per row; variant accumulate asks
                for the slower, more exact accumulation. A weight gradient's operands count as transposed beforehand.
-``fp8_block``  cuBLASLt with 1x128 scales of a and 128x128 scales of b.
+``fp8_block``  cuBLASLt with 1x128 scales of a and 128x128 scales of b; variant wgrad has 1x128 scales of both, as a
+               weight gradient needs (its reduction runs over tokens), and an fp32 result; wgrad_bf16 a bf16 one.
 
 Random operands, bf16 output. Every case is checked on a sample of rows and columns against float64.
 """
@@ -99,6 +100,8 @@ def _fp8_block(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, .
     m, n, k = sizes(case, "m", "n", "k")
     if k % 128:
         raise ValueError(f"k: blocks of 128 need a multiple of 128, got {k}")
+    if str(case.get("variant", "")).startswith("wgrad"):
+        return _fp8_wgrad(m, n, k, target, torch.float32 if case["variant"] == "wgrad" else torch.bfloat16)
     n_k = k // 128
     padded = -(-n_k // 4) * 4  # the library reads the 128x128 scales in rows of a multiple of 4
 
@@ -123,6 +126,29 @@ def _fp8_block(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, .
     return draw, product, check
 
 
+def _fp8_wgrad(
+    m: int, n: int, k: int, target: Target, dtype: torch.dtype
+) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., None]]:
+    n_k = k // 128
+
+    def draw() -> tuple[Tensor, ...]:
+        a, b = fp8_operand((m, k), target)[0], fp8_operand((n, k), target)[0]
+        a_scale, b_scale = (torch.rand((n_k, rows), device=target.device).add_(0.5).t() for rows in (m, n))
+        return a, a_scale, b, b_scale
+
+    def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
+        if not target.cuda:
+            left = _scaled(a, a_scale, torch.arange(m), torch.float32)
+            return (left @ _scaled(b, b_scale, torch.arange(n), torch.float32).t()).to(dtype)
+        recipe = F.ScalingType.BlockWise1x128  # type: ignore[attr-defined]
+        return F.scaled_mm(a, b.t(), a_scale, recipe, b_scale, recipe, output_dtype=dtype)  # type: ignore[attr-defined]
+
+    def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> None:
+        sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale, b_scale=b_scale)
+
+    return draw, product, check
+
+
 _FORMATS = {"bf16": (_bf16, 2, "cublas"), "fp8": (_fp8, 1, "cublaslt"), "fp8_block": (_fp8_block, 1, "cublaslt")}
 
 
@@ -136,7 +162,7 @@ def build_gemm(case: Case, target: Target) -> Prepared:
     draw, product, check = parts(case, target)
     scale_bytes = {"bf16": 0.0, "fp8": 4.0 * (m + n), "fp8_block": 4.0 * (k / 128) * (m + n / 128)}[fmt]
     read_bytes = float(element_bytes * k * (m + n)) + scale_bytes
-    write_bytes = 2.0 * m * n
+    write_bytes = (4.0 if fmt == "fp8_block" and case.get("variant") == "wgrad" else 2.0) * m * n
     sets = [draw() for _ in range(target.n_sets(read_bytes + write_bytes))]
     return Prepared(calls=tuple(partial(product, *one) for one in sets), library=target.library(library),
                     check=lambda: check(product(*sets[0]), *sets[0]), read_bytes=read_bytes, write_bytes=write_bytes)
