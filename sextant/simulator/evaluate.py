@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sextant.simulator.kernels import estimate, with_sms
-from sextant.simulator.types import Cluster, Estimate, Num, Op, Step
+from sextant.simulator.kernels import estimate, with_sms, without_hbm
+from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
+
+
+#: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
+_MOST_TAKEN = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +52,18 @@ class TimedStep:
         return sums
 
 
-def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0) -> TimedStep:
+def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: Num = 0.0) -> TimedStep:
     """Time every operator of ``step`` on ``cluster``, each distinct shape once.
 
-    Compute operators run on the SMs that ``n_comm_sms`` leaves; communication has the link to itself.
+    Compute operators run on the SMs that ``n_comm_sms`` leaves, with the HBM bandwidth that ``hbm_share`` of it taken
+    by communication leaves; communication has the links to itself.
     """
     device = cluster.device
-    reduced = cluster
     if np.any(np.asarray(n_comm_sms) > 0):
-        reduced = replace(cluster, device=with_sms(device, device.n_sms - n_comm_sms))
+        device = with_sms(device, device.n_sms - n_comm_sms)
+    if np.any(np.asarray(hbm_share) > 0):
+        device = without_hbm(device, hbm_share)
+    reduced = replace(cluster, device=device)
     seen: dict[object, Estimate] = {}
     timed = []
     for op in step.ops:
@@ -66,6 +73,22 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0) -> TimedSte
             seen[key] = estimate(op, where)
         timed.append(TimedOp(op=op, time=seen[key]))
     return TimedStep(step=step, ops=tuple(timed))
+
+
+def communication_share(timed: TimedStep, device: Device) -> Num:
+    """Share of the HBM bandwidth that a layer's messages take, on average over its compute, while both run at once."""
+    traffic: Num = 0.0
+    seconds: Num = 0.0
+    parts = {item.op.part for item in timed.ops if item.op.stream == "communication"}
+    for item in timed.ops:
+        if item.op.part in parts:
+            if item.op.stream == "communication":
+                traffic = traffic + item.op.count * item.op.traffic_bytes.get("hbm", 0.0)
+            else:
+                seconds = seconds + item.seconds
+    if not np.any(np.asarray(seconds) > 0):
+        return 0.0
+    return np.minimum(traffic / seconds / device.memories["hbm"].bandwidth_bytes_per_s, _MOST_TAKEN)
 
 
 def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, float]:

@@ -51,7 +51,11 @@ class KernelFit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A GPU: datasheet rates, and the fitted kernel coefficients that say how much of them is reached."""
+    """A GPU: datasheet rates, and the fitted kernel coefficients that say how much of them is reached.
+
+    Coefficients are of kernels run for milliseconds. ``clock_under_load`` is the share of that speed which the power
+    limit leaves to tensor-core work that lasts; 1 for single kernels.
+    """
 
     name: str
     peak_flops_per_s: Mapping[str, Num]
@@ -144,7 +148,7 @@ class Plan:
     """How the model is laid over the cluster. Degrees multiply to the devices used: tensor x context x pipeline x data.
 
     ``expert`` divides the routed experts over that many devices of the ``data`` x ``tensor`` group.
-    ``n_comm_sms`` SMs belong to communication kernels while they run beside compute.
+    ``n_comm_sms`` SMs are set aside for communication kernels.
     """
 
     tensor: Num = 1.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.chunk import LayerTimes, alone_s, layer_times, pair_exposed_s, pair_s
-from sextant.simulator.evaluate import TimedStep, provenance_shares, time_ops
+from sextant.simulator.evaluate import TimedStep, communication_share, provenance_shares, time_ops
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.partition import balance
 from sextant.simulator.result import join, result
@@ -73,7 +73,7 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
     cluster = scenario.cluster
     node_size = next(iter(cluster.tiers.values())).n_devices
     step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
-    timed = time_ops(step, cluster)
+    timed = time_ops(step, cluster, n_comm_sms=scenario.plan.n_comm_sms)
     layouts = list(_layouts(scenario, timed, n_points))
     if len(layouts) == 1:
         return _evaluate(scenario, timed, layouts[0][1], n_points)
@@ -165,13 +165,16 @@ def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str,
 
 
 def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTimes:
-    """Times of every chunk alone, on all SMs, and of overlapped pairs, on the SMs that communication leaves."""
+    """Times of every chunk alone, and of overlapped pairs, on the HBM bandwidth that communication leaves.
+
+    The SMs of communication are set aside for the whole step: kernels are built for a fixed number of them."""
     plan = scenario.plan
     alone = {part: layer_times(timed.table(), part) for part in timed.step.layers}
     overlapped = plan.overlap == "forward_backward"
     beside = alone
-    if overlapped and np.any(np.asarray(plan.n_comm_sms) > 0):
-        table = time_ops(timed.step, scenario.cluster, n_comm_sms=plan.n_comm_sms).table()
+    if overlapped:
+        taken = communication_share(timed, scenario.cluster.device)
+        table = time_ops(timed.step, scenario.cluster, n_comm_sms=plan.n_comm_sms, hbm_share=taken).table()
         beside = {part: layer_times(table, part) for part in timed.step.layers}
     times = ChunkTimes(
         forward=[alone_s(c, alone, "forward_s") for c in stages.chunks],

@@ -160,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.kind not in FITTERS:
             raise InputError(f"unknown kind {given.kind!r}; {nearest(given.kind, FITTERS)}")
-        device = device_named(given.device)
+        # Rows are of runs of milliseconds: coefficients belong to the clock that those reach.
+        device = replace(device_named(given.device), clock_under_load=1.0)
         if Path(given.out).is_file():
             device = replace(device, kernels={**device.kernels, **read_fits(given.out)})
         fitted = FITTERS[given.kind]([row for path in given.rows for row in read_rows(path)], device, given.source)

@@ -135,6 +135,12 @@ MEMORY_BOUNDS = {
     "l2_speedup": Bounds(start=1.5, low=1.0, high=5.0),
     "floor_s": Bounds(start=3e-6, low=1e-7, high=2e-5),
 }
+#: Many small kernels in a row: the floor is that of all of them, and no byte count is a bound.
+MANY_KERNELS = ("topk", "index")
+MANY_BOUNDS = {
+    "efficiency": Bounds(start=0.05, low=1e-3, high=1.0), "floor_s": Bounds(start=5e-5, low=1e-6, high=1e-3)
+}  # fmt: skip
+MANY_FIXED = {"write_cost": 1.0, "l2_share": 0.0, "l2_speedup": 1.0}
 
 #: Bytes read and written per element of the operators that only move data, in units of their element size.
 _MOVES: Mapping[str, tuple[float, float]] = {"copy": (1, 1), "rmsnorm": (1, 1), "swiglu": (2, 1), "add": (2, 1)}
@@ -166,7 +172,7 @@ def _moved(row: Row) -> tuple[float, float]:
 
 #: Kinds of access with a block of their own, and the measured operators that show them.
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "permute": ("permute",), "transpose": ("requant_transpose",), "norm_backward": ("rmsnorm_backward",),
+    "permute": ("permute",), "transpose": ("requant_transpose",), "norm_backward": ("rmsnorm_backward",), "topk": ("routing:topk",), "index": ("routing:index",),
 }  # fmt: skip
 
 #: Operators that stream their tensors once; a copy through the copy engine is no kernel and not among them.
@@ -176,7 +182,11 @@ STREAMING = ("copy", "rmsnorm", "swiglu", "swiglu_backward", "add", "cast", "cas
 def of_variant(rows: Sequence[Row], variant: str) -> list[Row]:
     """The rows that a block is fitted to: those of its operators, of streaming ones for ""."""
     ops = VARIANTS.get(variant, STREAMING)
-    return [row for row in rows if row["op"] in ops and row.get("variant") != "memcpy"]
+    return [row for row in rows if row.get("variant") != "memcpy" and (row["op"] in ops or _exact(row) in ops)]
+
+
+def _exact(row: Row) -> str:
+    return f"{row['op']}:{row.get('variant', '')}"
 
 
 def fit_memory(rows: Sequence[Row], device: Device, source: str = "", variant: str = "") -> Fitted:
@@ -184,14 +194,15 @@ def fit_memory(rows: Sequence[Row], device: Device, source: str = "", variant: s
     name = f"memory_{variant}" if variant else "memory"
     read, write = moved_bytes(rows)
     measured_s = column(rows, "us") * 1e-6
-    shape = ("op", "hidden", "expert_ffn", "bytes", "n_elements") if not variant else ("n_tokens", "format")
+    shape = ("op", "hidden", "expert_ffn", "bytes", "n_elements") if not variant else ("n_tokens", "format", "groups")
     keys = [tuple(row.get(column, "") for column in shape) for row in rows]
 
     def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
         op = memory_op(read[chosen], write[chosen], variant)
         return np.asarray(estimate(op, alone(with_fit(device, name, fit))).seconds)
 
-    return solve(name, MEMORY_BOUNDS, predict, measured_s, held_out(keys, 0.25), source)
+    bounds, fixed = (MANY_BOUNDS, MANY_FIXED) if variant in MANY_KERNELS else (MEMORY_BOUNDS, {})
+    return solve(name, bounds, predict, measured_s, held_out(keys, 0.25), source, fixed)
 
 
 def memory_op(read_bytes: Num, write_bytes: Num, variant: str = "") -> Op:

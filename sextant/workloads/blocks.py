@@ -67,7 +67,7 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     ops = attention_half(part, model, shape)
     # Router and norm belong to the attention block: they must be done before the dispatch can start.
     ops += residual_norm("mlp_norm", attn, m, model.hidden_size)
-    ops += feedforward.router(attn, m, model.hidden_size, model.n_routed_experts)
+    ops += feedforward.router(attn, m, model)
     if recipe.quantised:
         ops.append(feedforward.cast("dispatch_cast", attn, m * model.hidden_size))
     mode = LOW_LATENCY if shape.phase == "decode" else NORMAL
@@ -96,11 +96,11 @@ def head(model, shape: Shape, part: str = "head") -> list[Op]:
     m = shape.n_tokens if place.training else shape.batch
     ops = norm("final_norm", place, m, model.hidden_size)
     ops += linear("lm_head", place, m, model.vocab_size, model.hidden_size, recipe, split="n", format=recipe.head)
-    logits = 2.0 * m * model.vocab_size
+    logits = 1.0 * m * model.vocab_size
     if place.training:
-        # Softmax in one pass over the BF16 logits, then the gradient written in their place.
-        ops.append(moved("cross_entropy", place, logits, 0.0 * logits))
-        ops.append(moved("cross_entropy_backward", place, logits, logits, "backward_input"))
+        # Softmax in FP32: convert, maximum, sum of exponentials; backward the gradient in place, then BF16 again.
+        ops.append(moved("cross_entropy", place, (2.0 + 4.0 + 4.0) * logits, 4.0 * logits))
+        ops.append(moved("cross_entropy_backward", place, (4.0 + 4.0) * logits, (4.0 + 2.0) * logits, "backward_input"))
     return ops
 
 

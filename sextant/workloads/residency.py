@@ -134,8 +134,8 @@ def _expert_bytes(model, kind: Recipe, plan: Plan) -> Num:
 
 
 def _head_bytes(model, m: Num) -> Num:
-    """Logits in BF16, overwritten by their gradient, and the head's input."""
-    return m * (2.0 * model.vocab_size + 2.0 * model.hidden_size)
+    """Logits in FP32, overwritten by their gradient, and the head's input."""
+    return m * (4.0 * model.vocab_size + 2.0 * model.hidden_size)
 
 
 def working_bytes(model, plan: Plan, n_tokens: Num) -> Num:

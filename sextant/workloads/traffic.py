@@ -17,3 +17,11 @@ def received_copies(model, expert: Num) -> Num:
     share = model.topk_group / model.n_group
     # A group of experts that fills less than one device is one device all the same.
     return distinct(model.num_experts_per_tok, model.n_routed_experts * share, np.maximum(expert * share, 1.0))
+
+
+def node_limit(model) -> Num:
+    """Most nodes that a token's experts lie on: the groups it may choose where routing is limited, else any number.
+
+    DeepSeek lays one group of experts on each node.
+    """
+    return np.where(np.asarray(model.n_group) > 1, model.topk_group, model.n_routed_experts)[()]

@@ -24,8 +24,14 @@ class Transfer:
     provenance: str = ""
 
 
-#: Fits hold the throttling of the GPU they were measured on; scaling the clock as well would count it twice.
-FULL_CLOCK = "1.0: the kernel fits already contain the throttling of the GPU they were measured on"
+#: What a power limit of 700 W leaves of the speed of short runs, when a training step's mix of products, attention and
+#: memory-bound kernels lasts for seconds: measured on an H200 (validate/data/measured/h200_sustained.csv): 4,392 us in
+#: bursts, 4,936 us sustained, of which 1,107 us memory do not change, so (4392 - 1107) / (4936 - 1107).
+SUSTAINED_CLOCK = 0.86
+SUSTAINED = (
+    "0.86 of the speed of millisecond runs, measured on an H200 under a lasting mix of products, attention and memory"
+)
+FULL_CLOCK = "assumed: 1.0, no measurement of lasting load"
 
 #: Between two kernels of one stream or graph. The smallest H100 GEMM takes 2.6 us in all, its gap included.
 LAUNCH_S = 1.5e-6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import FULL_CLOCK, LAUNCH, LAUNCH_S, Transfer
+from sextant.hwmodels.gpus import LAUNCH, LAUNCH_S, SUSTAINED, SUSTAINED_CLOCK, Transfer
 from sextant.hwmodels.memories import HBM3_80GB, HOST_DDR5_PCIE5, NVME
 from sextant.simulator.types import Device
 
@@ -18,6 +18,7 @@ DEVICE = Device(
     memories={"hbm": HBM3_80GB, "host": HOST_DDR5_PCIE5, "nvme": NVME},
     l2_bytes=50e6,
     launch_s=LAUNCH_S,
+    clock_under_load=SUSTAINED_CLOCK,
     power_w=700.0,
     price_usd_per_h=2.0,
     source={
@@ -29,6 +30,6 @@ DEVICE = Device(
         "launch_s": LAUNCH,
         "power_w": "700 W (hpctech.co.jp H100; glennklockwood.com H100)",
         "price_usd_per_h": "assumed: the 2 USD/h of the H800; set it to what you pay",
-        "clock_under_load": FULL_CLOCK,
+        "clock_under_load": f"assumed: {SUSTAINED}; the same die and power limit",
     },
 )

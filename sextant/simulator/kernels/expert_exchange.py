@@ -71,11 +71,15 @@ def hop_bytes(shape: Mapping[str, Num], format: str) -> tuple[Num, Num]:
 
 
 def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
-    """``message_bytes`` is what one GPU sends over both links together; ``hop_bytes`` tells them apart."""
+    """``message_bytes`` is what one GPU sends over both links together; ``hop_bytes`` tells them apart.
+
+    A copy that crosses InfiniBand is read, written where it lands and read again to be forwarded; one that crosses
+    NVLink is written into a buffer, read and written to its place: that is the HBM traffic of a GPU.
+    """
     if variant not in VARIANTS:
         raise InputError(f"expert_exchange: unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
     infiniband, nvlink = hop_bytes(shape, format)
-    return Work(message_bytes=infiniband + nvlink)
+    return Work(traffic_bytes={"hbm": 3.0 * infiniband + 3.0 * nvlink}, message_bytes=infiniband + nvlink)
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:

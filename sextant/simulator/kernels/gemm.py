@@ -34,6 +34,7 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         rows=m, rows_per_group=m, n=n, k=k, row_tiles=lambda height: np.ceil(m / height),
         operand_bytes=BYTES[op.format] * k * (m + n), x_bytes=BYTES[op.format] * k * m,
         output_bytes=OUTPUT_BYTES.get(op.variant, 2.0) * m * n, flops=2.0 * m * n * k, format=op.format,
+        old_bytes=4.0 * m * n if op.variant == "wgrad" else 0.0,
     )  # fmt: skip
     seconds = product_seconds(product, fit.coefficients, cluster.device, converts=op.variant == "from_bf16")
     return Estimate(

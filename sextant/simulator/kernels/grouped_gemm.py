@@ -43,6 +43,7 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         rows=groups * tokens, rows_per_group=tokens, n=n, k=k, row_tiles=_row_tiles(groups, tokens, op.variant),
         operand_bytes=operands, x_bytes=BYTES[op.format] * groups * tokens * k, output_bytes=output,
         flops=2.0 * groups * tokens * n * k, format=op.format,
+        old_bytes=4.0 * groups * tokens * n if op.variant == "wgrad" else 0.0,
     )  # fmt: skip
     seconds = product_seconds(product, fit.coefficients, cluster.device, converts=False)
     return Estimate(

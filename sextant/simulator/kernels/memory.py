@@ -6,7 +6,8 @@ the L2 cache moves faster than HBM delivers, because the writer's lines are stil
 saves only this share.
 
 Variants name a kind of access with coefficients of its own (block ``memory_<variant>``, else ``memory``): ``permute``
-gathers rows by index, ``transpose`` re-quantises along the other dimension, ``norm_backward`` also sums over tokens.
+gathers rows by index, ``transpose`` re-quantises along the other dimension, ``norm_backward`` also sums over tokens; ``topk`` and ``index`` are the many
+small library kernels with which training code selects experts and sorts pairs by expert.
 """
 
 from __future__ import annotations

@@ -7,9 +7,7 @@ from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops.linear import cast, linear
 from sextant.workloads.ops.memory import Place, moved
-
-#: Bytes that a router writes and reads per token and expert: FP32 scores, their gradient, the selected copies.
-_ROUTER_PASSES = 4.0
+from sextant.workloads.traffic import node_limit
 
 
 def swiglu(name: str, place: Place, m: Num, width: Num, recipe: Recipe, sharded: tuple[str, ...]) -> list[Op]:
@@ -35,11 +33,16 @@ def gated(name: str, place: Place, m: Num, hidden: Num, width: Num, recipe: Reci
     return ops + linear(name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised)
 
 
-def router(place: Place, m: Num, hidden: Num, n_experts: Num) -> list[Op]:
-    """Expert scores in BF16 (a plain product), top-k selection over FP32 scores."""
+def router(place: Place, m: Num, model) -> list[Op]:
+    """Expert scores in BF16 (a plain product), then top-k selection over FP32 scores.
+
+    Training code selects with library kernels (variant ``topk``), serving engines with one fused kernel.
+    """
+    hidden, n_experts = model.hidden_size, model.n_routed_experts
     ops = [_router_gemm("router", place, {"m": m, "n": n_experts, "k": hidden}, "forward", "")]
-    scores = 4.0 * m * n_experts
-    ops.append(moved("router_topk", place, _ROUTER_PASSES * scores, scores, sharded=()))
+    selected = 12.0 * m * model.num_experts_per_tok
+    variant = "topk" if place.training else ""
+    ops.append(moved("router_topk", place, 4.0 * m * n_experts, selected, sharded=(), variant=variant))
     if place.training:
         shape = {"m": m, "n": hidden, "k": n_experts}
         ops.append(_router_gemm("router_dgrad", place, shape, "backward_input", ""))
@@ -52,7 +55,7 @@ def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: 
     """Dispatch and combine of ``m`` tokens per device; the backward pass of each is the other one.
 
     Backward of the combine sends output gradients to the experts (a dispatch, FP8 in an FP8 recipe); backward of the
-    dispatch sums input gradients (a combine, BF16).
+    dispatch sums input gradients (a combine, BF16). In normal mode the devices first agree on sizes (``notify``).
     """
     sends = [("dispatch", "dispatch", recipe.dispatch, "forward"), ("combine", "combine", recipe.combine, "forward")]
     if place.training:
@@ -62,7 +65,7 @@ def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: 
         ]
     shape = {
         "n_tokens": m, "hidden": model.hidden_size, "top_k": model.num_experts_per_tok, "n_gpus": 1.0,
-        "n_experts": n_slots, "max_nodes": model.topk_group, "mode": mode, "n_gpus_per_node": 1.0,
+        "n_experts": n_slots, "max_nodes": node_limit(model), "mode": mode, "n_gpus_per_node": 1.0, "notify": 1.0 - mode,
     }  # fmt: skip
     return [
         operator(
@@ -85,7 +88,9 @@ def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Nu
     pairs = m * model.num_experts_per_tok
     received = m * copies
     inp = BYTES[recipe.dispatch] * hidden
-    ops = [_pairs("permute", place, pairs * inp, pairs * inp, variant="permute")]
+    index = "index" if place.training else ""
+    ops = [moved("expert_index", place, 8.0 * pairs, 16.0 * pairs, variant=index)]
+    ops += [_pairs("permute", place, pairs * inp, pairs * inp, variant="permute")]
     ops += _grouped("expert_up_gate", place, experts, pairs, 2 * width, hidden, recipe)
     ops += swiglu("expert_swiglu", place, pairs, width, recipe, ("tensor",))
     ops += _grouped("expert_down", place, experts, pairs, hidden, width, recipe)
