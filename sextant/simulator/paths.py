@@ -54,6 +54,8 @@ def take(record: Record, index: Any) -> Record:
         return record[index]  # type: ignore[return-value]
     if isinstance(record, Mapping):
         return type(record)({key: take(value, index) for key, value in record.items()})  # type: ignore[call-arg]
+    if isinstance(record, tuple):
+        return tuple(take(value, index) for value in record)  # type: ignore[return-value]
     if is_dataclass(record) and not isinstance(record, type):
         changed = {f.name: take(getattr(record, f.name), index) for f in fields(record)}
         return replace(record, **changed)

@@ -31,11 +31,11 @@ def result(
     if bad.any():
         broken = {**broken, "numeric: this point has no finite answer": bad}
     feasible = ~np.any(list(broken.values()), axis=0) if broken else np.ones(n_points, dtype=bool)
-    limits = tuple(() for _ in range(n_points))
-    if not feasible.all():
-        limits = tuple(tuple(text for text, hit in broken.items() if hit[i]) for i in range(n_points))
+    limits: list[tuple[str, ...]] = [()] * n_points
+    for i in np.flatnonzero(~feasible):
+        limits[i] = tuple(text for text, hit in broken.items() if hit[i])
     return Result(
-        columns=full, feasible=feasible, limits=limits, provenance=dict(provenance or {}),
+        columns=full, feasible=feasible, limits=tuple(limits), provenance=dict(provenance or {}),
         breakdown=dict(breakdown or {}), warnings=tuple(warnings),
     )  # fmt: skip
 

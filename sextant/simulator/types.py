@@ -205,6 +205,12 @@ class Estimate:
         stack = np.stack(np.broadcast_arrays(*(self.limits[name] for name in names)))
         return np.asarray(names)[np.argmax(stack, axis=0)]
 
+    def bound_at(self, point: int) -> str:
+        """The name of the largest limit of one point."""
+        names = [name for name in BOUNDS if name in self.limits]
+        values = [np.asarray(self.limits[name]) for name in names]
+        return names[int(np.argmax([v if v.ndim == 0 else v[point] for v in values]))]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:

@@ -28,7 +28,7 @@ def breakdown(
         row = rows.setdefault(
             item.op.name,
             {
-                "seconds": 0.0, "low_s": 0.0, "high_s": 0.0, "share": 0.0, "bound": str(_at(item.time.bound, point)),
+                "seconds": 0.0, "low_s": 0.0, "high_s": 0.0, "share": 0.0, "bound": item.time.bound_at(point),
                 "stream": item.op.stream, "phase": item.op.phase, "block": item.op.block, "kind": item.op.kind,
                 "provenance": item.time.provenance,
             },

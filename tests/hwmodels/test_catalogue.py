@@ -203,7 +203,7 @@ def test_own_fits_come_before_transferred_ones(monkeypatch: pytest.MonkeyPatch) 
     own = KernelFit(coefficients={"a": 2.0}, low=0.97, high=1.03, provenance="fitted", source="own")
     files = {"h100": {"gemm": FIT, "copy": FIT}, "h200": {"gemm": own}}
     monkeypatch.setattr(hwmodels, "_read", lambda name: files.get(name, {}))
-    assert hwmodels.fits_of("h100") == files["h100"]
+    assert hwmodels.fits_of("h100") == files["h100"]  # what h200 lends is also h100's own
     kernels = hwmodels.fits_of("h200")
     assert kernels["gemm"] is own
     assert kernels["copy"].low == pytest.approx(0.81)
@@ -215,13 +215,19 @@ def test_own_fits_come_before_transferred_ones(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", GPUS)
 def test_transfers_name_real_gpus_and_never_narrow(name: str) -> None:
     transfer: Transfer | None = importlib.import_module(f"sextant.hwmodels.gpus.{name.replace('-', '_')}").FIT
-    assert (transfer is None) == (name == "h100")
-    if transfer is not None:
-        assert transfer.gpu in GPUS
-        assert transfer.low < 1 < transfer.high
-        assert len(transfer.reason) > 20
-        assert (transfer.provenance == "assumed") == (name in ("h20", "b200", "a100-80gb", "a100-40gb"))
-        assert transfer.reason in hwmodels.device(name).source["kernels"]
+    assert transfer is not None
+    assert transfer.gpu in GPUS
+    assert transfer.gpu != name
+    assert transfer.low < 1 < transfer.high
+    assert len(transfer.reason) > 20
+    assert (transfer.provenance == "assumed") == (name in ("h20", "b200", "a100-80gb", "a100-40gb"))
+    assert transfer.reason in hwmodels.device(name).source["kernels"]
+
+
+def test_gpus_that_lend_to_each_other_end() -> None:
+    """H100 and H200 each measured kernels that the other one did not; both end up with all of them."""
+    assert set(hwmodels.fits_of("h100")) == set(hwmodels.fits_of("h200"))
+    assert hwmodels.fits_of("h100")["gemm_bf16"].low > hwmodels.fits_of("h200")["gemm_bf16"].low
 
 
 @pytest.mark.parametrize("name", GPUS)

@@ -1,0 +1,94 @@
+"""How fast answers come, in one process: ``make bench``. Rates, not limits: nothing here fails for being slow.
+
+One round is one call; the design points per second are the benchmark's ``extra_info``.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sextant.simulator import paths, schedule
+from sextant.simulator.pipeline import ChunkSeconds, simulate
+from sextant.studies.answer import evaluate, question
+
+DECODE_POINTS, PLANS = 16_384, 2_000
+
+
+def _rate(benchmark, n):
+    if benchmark.stats is not None:
+        benchmark.extra_info["points_per_s"] = round(n / benchmark.stats.stats.median)
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def test_decode_sweep(benchmark, random):
+    """DeepSeek-V3 decode steps over batch, context and HBM bandwidth, every point different."""
+    scenario = question("deepseek_v3_h800_decode").scenario
+    n = DECODE_POINTS
+    bandwidth = random.uniform(1e12, 8e12, n)
+    swept = replace(
+        scenario,
+        load=replace(
+            scenario.load, batch=np.round(random.uniform(8, 256, n)), context_tokens=np.round(random.uniform(512, 32768, n))
+        ),
+        cluster=paths.put(scenario.cluster, "device.memories.hbm.bandwidth_bytes_per_s", bandwidth),
+    )
+    result = benchmark(evaluate, swept, n)
+    _rate(benchmark, n)
+    assert len(result.feasible) == n
+
+
+def test_decode_model_sweep(benchmark, random):
+    """Decode steps over dimensions of the model itself: experts, their width, the latent's rank."""
+    scenario = question("deepseek_v3_h800_decode").scenario
+    n = DECODE_POINTS
+    model = replace(
+        scenario.model,
+        moe_intermediate_size=128.0 * random.integers(4, 32, n),
+        kv_lora_rank=128.0 * random.integers(1, 8, n),
+        num_experts_per_tok=random.integers(2, 12, n).astype(float),
+    )
+    result = benchmark(evaluate, replace(scenario, model=model), n)
+    _rate(benchmark, n)
+    assert len(result.feasible) == n
+
+
+def test_training_plans(benchmark, random):
+    """Full training plans of DeepSeek-V3: tensor, expert and data degrees, micro-batch; 16 stages, DualPipe."""
+    scenario = question("deepseek_v3_h800_training", ["engine=analytic"]).scenario
+    n = PLANS
+    plan = replace(
+        scenario.plan,
+        data=random.choice([32.0, 64.0, 128.0], n), expert=random.choice([8.0, 16.0, 32.0, 64.0], n),
+        tensor=random.choice([1.0, 2.0, 4.0], n), micro_batch=random.choice([1.0, 2.0], n),
+    )  # fmt: skip
+    result = benchmark(evaluate, replace(scenario, plan=plan), n)
+    _rate(benchmark, n)
+    assert len(result.feasible) == n
+
+
+def test_one_training_answer_on_the_event_engine(benchmark):
+    """The shipped scenario, from validated records to metrics: 16 ranks, 120 micro-batches."""
+    scenario = question("deepseek_v3_h800_training").scenario
+    assert evaluate(scenario).feasible.all()
+    benchmark(evaluate, scenario)
+
+
+def test_event_engine_alone(benchmark):
+    """DualPipe over 16 ranks and 120 micro-batches: about 4,000 chunks."""
+    chunks = ChunkSeconds(
+        forward=[1.0] * 16, backward_input=[1.1] * 16, backward_weight=[0.8] * 16,
+        pair={(i, j): 2.7 for i in range(16) for j in range(16)},
+    )  # fmt: skip
+    schedule.instructions.cache_clear()
+    run = benchmark(simulate, "dualpipe", chunks, 16, 120)
+    assert run.step_s > 0
+
+
+def test_reading_a_scenario(benchmark):
+    """From the file to a validated question."""
+    benchmark(question, "deepseek_v3_h800_training")
