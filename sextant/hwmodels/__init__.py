@@ -63,6 +63,13 @@ def fits_of(name: str, _askers: tuple[str, ...] = ()) -> Mapping[str, KernelFit]
     return {**kernels, **_read(name)}
 
 
+def own_fits(name: str) -> Mapping[str, KernelFit]:
+    """Kernel coefficients that were fitted to kernels of GPU ``name`` itself."""
+    if name not in device_names():
+        raise InputError(f"unknown GPU {name!r}; {nearest(name, device_names())}")
+    return _read(name)
+
+
 def transferred(fit: KernelFit, transfer: Transfer) -> KernelFit:
     """``fit`` as another GPU may use it: the interval widened, and the source saying so."""
     return replace(

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sextant.simulator.types import Num, Result
+from sextant.simulator.types import Flag, Num, Result
 
 
 def result(
     n_points: int,
     columns: Mapping[str, Num],
-    reasons: Mapping[str, Num],
+    reasons: Mapping[str, Flag],
     *,
     provenance: Mapping[str, float] | None = None,
     breakdown: Mapping[str, Mapping[str, object]] | None = None,
@@ -43,7 +43,7 @@ def result(
 def join(results: Sequence[Result], order: Sequence[np.ndarray]) -> Result:
     """One ``Result`` from the parts of a sweep; ``order[i]`` holds the point numbers of ``results[i]``."""
     n = sum(len(index) for index in order)
-    names = sorted(set().union(*(r.columns for r in results)), key=list(results[0].columns).index)
+    names = dict.fromkeys(name for r in results for name in r.columns)
     columns = {name: np.zeros(n) for name in names}
     feasible = np.zeros(n, dtype=bool)
     limits: list[tuple[str, ...]] = [()] * n

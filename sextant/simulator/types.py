@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Num = float | NDArray[np.float64]
+
+#: A yes or no, per point where it is an array.
+Flag = bool | np.bool_ | NDArray[np.bool_]
 
 #: What can bound an operator's time, in the order used for ties.
 BOUNDS = ("math", "memory", "link", "rows", "launch")
@@ -214,10 +218,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A validated question: records with arrays where an axis sweeps them."""
+    """A validated question: records with arrays where an axis sweeps them. ``model`` is a record of the workloads."""
 
     name: str
-    model: object
+    model: Any
     cluster: Cluster
     plan: Plan
     load: Load

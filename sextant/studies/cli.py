@@ -6,20 +6,24 @@ Libraries are imported inside the commands, so that ``--help`` and completion an
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 import sextant
-from sextant.simulator.errors import InputError
+from sextant.simulator.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sextant.studies.report import Answer
+    from sextant.studies.scenario import Question
 
 #: Exit codes, as documented.
-ANSWERED, NOTHING_FEASIBLE, BAD_INPUT = 0, 1, 2
+ANSWERED, NOTHING_FEASIBLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+#: A sweep of fewer points is over before a progress bar is drawn.
+_BAR_POINTS = 2000
 
 app = typer.Typer(
     name="sextant", help=sextant.__doc__, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -38,23 +42,54 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 def main() -> None:
     """Entry point: run a command; a mistake in the input ends in one clear message and exit 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown escaped, rather than ending the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_guarded())
+
+
+def _guarded() -> int:
     try:
-        app()
+        code = app(prog_name="sextant", standalone_mode=False)
+        return code if isinstance(code, int) else ANSWERED
     except InputError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+            _say(f"error: {plain(str(problem))}")
+        return BAD_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        # typer may bring a click of its own: its usage errors are known by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        text = error.format_message()  # type: ignore[attr-defined]
+        _say(text if text.startswith("Usage") else f"error: {plain(text)} (sextant --help lists what there is)")
+        return BAD_INPUT
+
+
+def plain(text: str) -> str:
+    """``text`` on one line, with everything that a terminal might obey escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _say(text: str) -> None:
+    """A message on stderr."""
+    _put(text, sys.stderr)
+
+
+def _put(text: str, file: TextIO) -> None:
+    """Print and flush; a reader that has gone away (``| head -1``) has seen enough and changes no exit code."""
+    try:
+        print(text, file=file, flush=True)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(ANSWERED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"sextant {sextant.__version__}")
+        _put(f"sextant {sextant.__version__}", sys.stdout)
         raise typer.Exit
 
 
@@ -72,26 +107,32 @@ def run(
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for csv, json and figures.")] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Write trace.json (needs --out and engine: event).")] = False,
     json: AsJson = False,
+    workers: Annotated[str, typer.Option(metavar="N", help="Processes that share a sweep's groups.")] = "1",
 ) -> None:
     """Answer a scenario: a short table, or JSON; with --out also files."""
-    from sextant.studies import report, tables
+    from sextant.studies import files, report, tables
+    from sextant.studies import workers as processes
 
-    answer = _answer(scenario, sets)
-    if out:
-        files = report.write(answer, out)
-        if trace:
-            files.append(report.write_trace(answer, out))
-    elif trace:
+    n_workers = processes.count(workers)
+    if trace and not out:
         raise InputError("--trace writes a file; add --out DIR")
+    asked = _question(scenario, sets)
+    if out:
+        files.folder(out)
+    answer = _answer(asked, n_workers)
+    if trace and (problem := report.simulated(answer)):
+        raise InputError(f"--trace: {problem}")
+    written = report.write(answer, out) if out else []
+    if out and trace:
+        written.append(report.write_trace(answer, out))
     if json:
         _print_json(report.as_json(answer))
     else:
-        tables.print_answer(answer)
+        text = tables.answer(answer)
         if out:
-            print(f"results: {out}/ ({', '.join(sorted(f.name for f in files))})")
-    if not json:
-        for warning in answer.result.warnings:
-            print(f"note: {warning}", file=sys.stderr)
+            text += f"\nresults: {plain(str(Path(out)))}/ {tables.file_names(written)}"
+        _put(text, sys.stdout)
+        _notes(answer)
     if not answer.result.feasible.any():
         raise typer.Exit(NOTHING_FEASIBLE)
 
@@ -99,13 +140,13 @@ def run(
 @app.command()
 def check(scenario: File, sets: Sets = None, json: AsJson = False) -> None:
     """Show every resolved value of a scenario with its source; run nothing."""
-    from sextant.studies import answer, provenance, tables
+    from sextant.studies import provenance, tables
 
-    leaves = provenance.resolved(answer.question(scenario, sets or ()))
+    leaves = provenance.resolved(_question(scenario, sets))
     if json:
         _print_json([{"path": x.path, "value": x.value, "text": x.text, "source": x.source} for x in leaves])
     else:
-        tables.print_rows(("field", "value", "source"), [(x.path, x.text, x.source) for x in leaves])
+        _put(tables.resolved(leaves), sys.stdout)
 
 
 @app.command("list")
@@ -119,7 +160,7 @@ def list_(
     if json:
         _print_json(rows)
     else:
-        tables.print_listing(rows)
+        _put(tables.listing(rows), sys.stdout)
 
 
 @app.command()
@@ -135,7 +176,7 @@ def show(
     if json:
         _print_json(card)
     else:
-        tables.print_card(card)
+        _put(tables.card(card), sys.stdout)
 
 
 @app.command()
@@ -147,11 +188,12 @@ def compare(
     """The difference between two scenarios, by metric, operator and resource."""
     from sextant.studies import comparison, tables
 
-    found = comparison.compare(_answer(a), _answer(b))
+    questions = [_question(name) for name in (a, b)]
+    found = comparison.compare(*(_answer(asked) for asked in questions))
     if json:
         _print_json(found)
     else:
-        tables.print_comparison(found)
+        _put(tables.comparison(found), sys.stdout)
 
 
 @validate_app.command("published")
@@ -166,30 +208,47 @@ def validate_published(
     if json:
         _print_json(rows)
     else:
-        tables.print_judged(rows)
+        _put(tables.judged(rows), sys.stdout)
 
 
-def _answer(scenario: str, sets: list[str] | None = None) -> Answer:
-    from sextant.studies import answer, axes
+def _question(scenario: str, sets: list[str] | None = None) -> Question:
+    from sextant.studies import answer, catalogue
+
+    found = answer.locate(scenario)
+    if "\n" not in scenario and not Path(found).exists():
+        known = catalogue.scenario_names()
+        raise InputError(f"{scenario}: there is no such file, nor a shipped scenario of that name; {nearest(scenario, known)}")
+    return answer.question(scenario, sets or ())
+
+
+def _answer(asked: Question, n_workers: int = 1) -> Answer:
+    from sextant.studies import axes, workers
     from sextant.studies.report import Answer
 
-    asked = answer.question(scenario, sets or ())
     total = axes.n_points(asked.scenario.axes)
-    if total < 2000 or not sys.stderr.isatty():
-        return Answer(question=asked, result=answer.answer(asked))
+    if total < _BAR_POINTS or not sys.stderr.isatty():
+        return Answer(question=asked, result=workers.answer(asked, n_workers))
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(Path(scenario).stem, total=total)
-        return Answer(question=asked, result=answer.answer(asked, lambda done: bar.update(task, completed=done)))
+        task = bar.add_task("points", total=total)
+        return Answer(
+            question=asked, result=workers.answer(asked, n_workers, lambda done: bar.update(task, completed=done))
+        )
+
+
+def _notes(answer: Answer) -> None:
+    from sextant.studies import report
+
+    for warning in answer.result.warnings:
+        _say(f"note: {plain(warning)}")
+    changed = report.changed(answer)
+    if changed and answer.question.published and answer.n_points == 1:
+        _say(f"note: the published figures are of the scenario without --set {plain(', '.join(changed))}")
 
 
 def _print_json(value: object) -> None:
-    import json
+    from sextant.studies.report import dumps
 
-    print(json.dumps(value, indent=1, default=_jsonable))
-
-
-def _jsonable(value: object) -> object:
-    return value.tolist() if hasattr(value, "tolist") else str(value)  # type: ignore[attr-defined]
+    _put(dumps(value), sys.stdout)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sextant.simulator.errors import InputError
-from sextant.studies.report import Answer, headline
+from sextant.studies import metrics as known
+from sextant.studies.report import Answer
 
 
 def compare(a: Answer, b: Answer) -> dict[str, Any]:
@@ -18,8 +19,8 @@ def compare(a: Answer, b: Answer) -> dict[str, Any]:
     for answer in (a, b):
         if answer.n_points != 1:
             name = answer.question.scenario.name
-            raise InputError(f"compare takes single points; {name!r} has {answer.n_points}: fix its axes with --set")
-    names = [name for name in headline(a) if name in b.result.columns]
+            raise InputError(f"compare takes single points; {name!r} has {answer.n_points:,}; write one with fixed values")
+    names = [name for name in known.METRICS if name in a.result.columns and name in b.result.columns]
     metrics = [
         {"name": n, "a": float(a.result.columns[n][0]), "b": float(b.result.columns[n][0])} for n in names
     ]

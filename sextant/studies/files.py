@@ -41,7 +41,10 @@ def folder(path: str | Path) -> Path:
 
 
 def save(path: Path, write: Callable[[IO], None], mode: str = "w") -> Path:
-    """Write ``path`` through ``write``, atomically; returns the path."""
-    with replacing(path, mode) as file:
-        write(file)
+    """Write ``path`` through ``write``, atomically; returns the path. InputError if the disk refuses it."""
+    try:
+        with replacing(path, mode) as file:
+            write(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room or name another folder") from None
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sextant.simulator.errors import InputError, nearest
 from sextant.studies import answer as answering
 from sextant.studies import catalogue, report
 from sextant.validate import published
@@ -29,10 +30,14 @@ def published_errors(prefix: str = "") -> list[dict[str, Any]]:
     """Rows {id, predicted, low, high, published, error, inside, fitted, source} of figures under ``prefix``.
 
     ``inside`` says whether the figure lies in the prediction's 90% interval, None where the prediction is exact.
-    Unconfirmed figures are left out.
+    Unconfirmed figures are left out. InputError if nothing is under ``prefix``.
     """
-    rows = [row for row in _sizes() + _scenarios() if row["id"].startswith(prefix)]
-    return list({row["id"]: row for row in rows}.values())
+    rows = {row["id"]: row for row in _sizes() + _scenarios()}
+    chosen = [row for id, row in rows.items() if id.startswith(prefix)]
+    if not chosen:
+        groups = {id.rpartition(".")[0] for id in rows}
+        raise InputError(f"no predicted figure begins with {prefix!r}; {nearest(prefix, groups)}")
+    return chosen
 
 
 def _sizes() -> list[dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from sextant.simulator.types import Num, Scenario
+from sextant.simulator.types import Flag, Num, Scenario
 
 
-def plan_limits(scenario: Scenario) -> dict[str, Num]:
+def plan_limits(scenario: Scenario) -> dict[str, Flag]:
     """Reason to where it holds, for the divisibility and the size of a plan; texts begin with the kind of limit."""
     model, plan, cluster = scenario.model, scenario.plan, scenario.cluster
     used = plan.tensor * plan.context * plan.pipeline * plan.data
@@ -23,6 +23,6 @@ def plan_limits(scenario: Scenario) -> dict[str, Num]:
     }
 
 
-def _rest(number: Num, divisor: Num) -> Num:
+def _rest(number: Num, divisor: Num) -> Flag:
     """Whether ``divisor`` leaves a remainder; a zero number is divided by anything."""
     return np.asarray(np.mod(number, divisor)) > 1e-9

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from sextant.simulator.units import show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """``unit`` is a dimension of ``simulator.units`` or ""; ``headline`` ones stand in the short table."""
+    """``unit`` is a dimension of ``simulator.units`` or ""; ``headline`` ones stand in the short table.
+
+    ``digits`` are shown; a metric that is known exactly shows more of them. ``unless`` names metrics that say the same:
+    the short table leaves this one out where it has one of those.
+    """
 
     name: str
     label: str
     unit: str = ""
     headline: bool = True
     percent: bool = False
+    digits: int = 4
+    unless: tuple[str, ...] = ()
 
 
 _TRAINING = (
-    Metric(name="step_time_s", label="step", unit="s"),
+    Metric(name="step_time_s", label="step", unit="s", unless=("tpot_s", "ttft_s")),
     Metric(name="forward_s", label="1F: forward alone", unit="s"),
     Metric(name="backward_input_s", label="1B: backward alone", unit="s"),
     Metric(name="backward_weight_s", label="1W: weight gradients alone", unit="s"),
@@ -34,15 +44,15 @@ _TRAINING = (
 _SERVING = (
     Metric(name="tpot_s", label="time per output token", unit="s"),
     Metric(name="ttft_s", label="time to first token", unit="s"),
-    Metric(name="tokens_per_s_per_device", label="tokens/s per GPU"),
-    Metric(name="tokens_per_s", label="tokens/s"),
+    Metric(name="tokens_per_s_per_device", label="tokens/s per GPU", unless=("tokens_per_day",)),
+    Metric(name="tokens_per_s", label="tokens/s", unless=("tokens_per_day",)),
     Metric(name="compute_s", label="compute, both halves", unit="s"),
     Metric(name="communication_s", label="communication, both halves", unit="s"),
-    Metric(name="usd_per_million_tokens", label="USD per million tokens", unit="usd"),
-    Metric(name="kv_bytes_per_token", label="KV cache per token", unit="bytes"),
+    Metric(name="usd_per_million_tokens", label="USD per million tokens", unit="usd", unless=("usd_per_trillion_tokens",)),
+    Metric(name="kv_bytes_per_token", label="KV cache per token", unit="bytes", digits=6),
 )
 _MEMORY = (
-    Metric(name="hbm_bytes", label="HBM used", unit="bytes"),
+    Metric(name="hbm_bytes", label="HBM used", unit="bytes", headline=False),
     Metric(name="hbm_free_bytes", label="HBM free", unit="bytes", headline=False),
 )
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
@@ -54,14 +64,34 @@ def names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*METRICS, *extra)))
 
 
-def shown(name: str, value: float) -> str:
-    """``value`` for a person, with its unit."""
-    from sextant.simulator.units import show
+def headline(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that the short table shows, in its order."""
+    have = set(names)
+    return [m.name for m in METRICS.values() if m.headline and m.name in have and not have.intersection(m.unless)]
 
+
+def shown(name: str, value: float) -> str:
+    """``value`` for a person, with its unit; counts of 100,000 and more with K, M, B (1e9) or T (1e12)."""
     metric = METRICS.get(name)
     if metric is not None and metric.percent:
         return f"{100 * value:.2f}%"
     unit = metric.unit if metric else ("bytes" if name.endswith("_bytes") else "s" if name.endswith("_s") else "")
     if unit == "s" and value >= 1:
         return f"{value:.3f} s"
-    return show(value, unit)
+    if unit in ("", "usd"):
+        return f"{count(value)} {unit.upper()}".strip()
+    return show(value, unit, metric.digits if metric else 4)
+
+
+def count(value: float) -> str:
+    """A number without unit in four digits: 1697 -> "1,697", 2.728e11 -> "272.8 B"."""
+    size = abs(value)
+    if not math.isfinite(value) or size < 1e3:
+        return f"{value:.4g}"
+    if size < 99_995:
+        return f"{value:,.0f}"
+    # What rounds up to 1,000 takes the larger letter.
+    power = min(4, int(math.log10(size / 0.99995) / 3))
+    scaled = value / 1e3**power
+    digits = max(0, 3 - int(math.log10(abs(scaled) / 0.99995)))
+    return f"{scaled:,.{digits}f} {' KMBT'[power]}"

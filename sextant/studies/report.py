@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 import sextant
+from sextant.simulator.errors import InputError
 from sextant.simulator.types import Result
 from sextant.studies import axes, metrics
 from sextant.studies.files import folder, save
 from sextant.studies.scenario import Question
 from sextant.validate import published
+
+if TYPE_CHECKING:
+    from sextant.simulator.des import Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +74,30 @@ def comparisons(
     return found
 
 
+def limits(answer: Answer, point: int) -> list[str]:
+    """Why a point is infeasible, a missing capacity with the bytes it misses by; empty if it is feasible."""
+    free = answer.result.columns.get("hbm_free_bytes")
+    miss = "" if free is None or free[point] >= 0 else f": {-free[point] / 1e9:.1f} GB too much"
+    return [text + miss if text.startswith("hbm:") else text for text in answer.result.limits[point]]
+
+
+def changed(answer: Answer) -> list[str]:
+    """What ``--set`` changed, by dotted path: published figures are of the scenario without it."""
+    return [path for path, entry in answer.question.entries.items() if entry.place.startswith("--set")]
+
+
 def as_json(answer: Answer) -> dict[str, Any]:
-    """The contract of ``run --json``: {scenario, points, breakdown, provenance, warnings, versions, seed, published}."""
+    """The contract of ``run --json``: {scenario, points, breakdown, provenance, published, warnings, versions, seed}.
+
+    ``published`` compares a single point with the figures that its scenario names, and is empty for a sweep.
+    """
     result, scenario = answer.result, answer.question.scenario
     swept = answer.axis_values()
     points = [
         {
             **{path: _plain(values[i]) for path, values in swept.items()},
             "metrics": {name: float(values[i]) for name, values in result.columns.items()},
-            "feasible": bool(result.feasible[i]), "limits": list(result.limits[i]),
+            "feasible": bool(result.feasible[i]), "limits": limits(answer, i),
         }
         for i in range(answer.n_points)
     ]  # fmt: skip
@@ -100,11 +120,68 @@ def write(answer: Answer, out: str | Path) -> list[Path]:
     place = folder(out)
     files = [
         save(place / "points.csv", lambda f: _points_csv(answer, f)),
-        save(place / "result.json", lambda f: f.write(json.dumps(as_json(answer), indent=1, sort_keys=False) + "\n")),
+        save(place / "result.json", lambda f: f.write(dumps(as_json(answer)) + "\n")),
     ]
     if answer.result.breakdown:
         files.append(save(place / "breakdown.csv", lambda f: _breakdown_csv(answer.result.breakdown, f)))
     return files + figures.draw(answer, place)
+
+
+def write_trace(answer: Answer, out: str | Path) -> Path:
+    """``trace.json`` of the pipeline in folder ``out``, for Perfetto; InputError where no pipeline was simulated."""
+    from sextant.simulator.trace import chrome_trace
+
+    found = chrome_trace(pipeline_spans(answer))
+    return save(folder(out) / "trace.json", lambda f: f.write(json.dumps(found, separators=(",", ":")) + "\n"))
+
+
+def simulated(answer: Answer) -> str:
+    """"" if the answer is of one pipeline that the event engine played; else what to change so that it is."""
+    scenario = answer.question.scenario
+    if scenario.load.phase != "training":
+        return f"a trace shows a training pipeline, got load.phase: {scenario.load.phase}"
+    if answer.n_points != 1:
+        return f"a trace shows one point, got {answer.n_points:,}; fix the axes with --set"
+    if scenario.engine != "event":
+        return f"a trace needs the event engine, got engine: {scenario.engine}; add --set engine=event"
+    if scenario.plan.pipeline < 2:
+        return "a trace shows a pipeline, got plan.pipeline: 1; raise it"
+    return "" if answer.result.feasible[0] else "a trace needs a feasible plan; sextant run says what is wrong"
+
+
+def pipeline_spans(answer: Answer) -> list[Span]:
+    """The spans of every rank: the chunks of the pipeline, then the optimizer, for which all ranks wait."""
+    from sextant.simulator.des import Span
+    from sextant.studies.training import pipeline_run
+
+    problem = simulated(answer)
+    if problem:
+        raise InputError(f"--trace: {problem}")
+    run = pipeline_run(answer.question.scenario)
+    end_s = run.step_s + float(answer.result.columns["optimizer_s"][0])
+    tracks = dict.fromkeys(span.track for span in run.spans)
+    last = [
+        Span(name="optimizer", track=track, stream="compute", start_s=run.step_s, end_s=end_s, kind="optimizer")
+        for track in tracks
+    ]
+    return [*run.spans, *last]
+
+
+def dumps(value: object) -> str:
+    """``value`` as JSON. A number without end, such as an unlimited rate, is null: JSON has no infinity."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _points_csv(answer: Answer, file: IO[str]) -> None:
@@ -114,7 +191,7 @@ def _points_csv(answer: Answer, file: IO[str]) -> None:
     for i in range(answer.n_points):
         row: list[Any] = [_plain(values[i]) for values in swept.values()]
         row += [repr(float(values[i])) for values in columns.values()]
-        writer.writerow([*row, int(answer.result.feasible[i]), "; ".join(answer.result.limits[i])])
+        writer.writerow([*row, int(answer.result.feasible[i]), "; ".join(limits(answer, i))])
 
 
 def _breakdown_csv(rows: Mapping[str, Mapping[str, object]], file: IO[str]) -> None:
@@ -153,4 +230,4 @@ def best(answer: Answer) -> list[int]:
 
 def headline(answer: Answer) -> list[str]:
     """The metrics of the short table that this answer has."""
-    return [m.name for m in metrics.METRICS.values() if m.headline and m.name in answer.result.columns]
+    return metrics.headline(answer.result.columns)

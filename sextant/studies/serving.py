@@ -13,7 +13,7 @@ from sextant.simulator import des
 from sextant.simulator.evaluate import TimedStep, provenance_shares, time_ops
 from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.result import result
-from sextant.simulator.types import Num, Result, Scenario
+from sextant.simulator.types import Flag, Num, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters, residency
@@ -51,7 +51,7 @@ def evaluate_serving(scenario: Scenario, n_points: int) -> Result:
         **{f"hbm_{part}_bytes": size for part, size in memory.parts.items()},
     }  # fmt: skip
     columns["exposed_comm_s"] = np.maximum(step_s - columns["compute_s"], 0.0)
-    reasons: Mapping[str, Num] = {
+    reasons: Mapping[str, Flag] = {
         **plan_limits(scenario),
         "hbm: weights, cache and activations do not fit": ~memory.fits,
     }

@@ -1,160 +1,273 @@
-"""Tables on a terminal. Rich escapes nothing by itself: what users wrote is printed as plain text, never as markup."""
+"""Answers as text for a terminal. What users wrote is shown as plain text, never as markup or a terminal's command."""
 
 from __future__ import annotations
 
+import math
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from sextant.simulator.units import show
+from sextant.simulator.units import dimension, show
+from sextant.studies.cli import plain
 from sextant.studies.metrics import METRICS, shown
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sextant.studies.provenance import Leaf
     from sextant.studies.report import Answer
 
 _MAX_ROWS = 12
+#: A pipe has no width of its own: room enough that columns are not cut for programs that read them.
+_PIPE_WIDTH = 160
 
 
-def print_answer(answer: Answer) -> None:
+def answer(found: Answer) -> str:
     """One point: predicted beside published, memory, verdict. Several: the best of them."""
-    if answer.n_points == 1:
-        _print_point(answer)
-    else:
-        _print_sweep(answer)
+    return _point(found) if found.n_points == 1 else _sweep(found)
 
 
-def _print_point(answer: Answer) -> None:
+def _point(found: Answer) -> str:
     from sextant.studies import report
 
-    result, beside = answer.result, report.comparisons(answer)
-    print(answer.question.scenario.name)
+    result, beside = found.result, report.comparisons(found)
     table = _table("", ">predicted", ">90% interval", *((">published", ">error") if beside else ()))
-    for name in report.headline(answer):
+    for name in report.headline(found):
         value = float(result.columns[name][0])
-        low, high = report.interval(answer, name) if report.scales(name) else (value, value)
+        low, high = report.interval(found, name) if report.scales(name) else (value, value)
         between = f"{shown(name, low)} .. {shown(name, high)}" if high > low else ""
         row = [METRICS[name].label, shown(name, value), between]
         if beside:
             pair = beside.get(name)
             row += [shown(name, pair.published), f"{100 * float(pair.error):+.1f}%"] if pair else ["", ""]
-        table.add_row(*map(Text, row))
-    _print(table)
-    print(_memory_line(answer))
+        _add(table, row)
+    lines = [plain(found.question.scenario.name), _text(table), *_memory(found)]
     shares = ", ".join(f"{100 * share:.0f}% {name}" for name, share in result.provenance.items())
-    print(f"provenance of operator times: {shares}")
-    print("feasible" if result.feasible[0] else "infeasible: " + "; ".join(result.limits[0]))
+    lines.append(f"operator times: {shares}")
+    sources = dict.fromkeys(pair.source for pair in beside.values())
+    if sources:
+        lines.append(_clipped("published: " + "; ".join(sources)))
+    reasons = report.limits(found, 0)
+    return "\n".join([*lines, *([f"infeasible: {plain(reason)}" for reason in reasons] or ["feasible"])])
 
 
-def _memory_line(answer: Answer) -> str:
-    columns = answer.result.columns
+def _memory(found: Answer) -> list[str]:
+    columns = found.result.columns
     skip = ("hbm_bytes", "hbm_free_bytes")
     parts = [
-        f"{name.removeprefix('hbm_').removesuffix('_bytes')} {values[0] / 1e9:.1f}"
+        f"{name.removeprefix('hbm_').removesuffix('_bytes').replace('_', ' ')} {values[0] / 1e9:.1f}"
         for name, values in columns.items()
-        if name.startswith("hbm_") and name not in skip
+        if name.startswith("hbm_") and name not in skip and values[0]
     ]
     used, free = columns["hbm_bytes"][0] / 1e9, columns["hbm_free_bytes"][0] / 1e9
-    verdict = f"fits in {used + free:.1f} GB, {free:.1f} GB free" if free >= 0 else f"misses by {-free:.1f} GB"
-    return f"memory of the fullest GPU, GB: {' + '.join(parts)} = {used:.1f}: {verdict}"
+    verdict = f"fits, {free:.1f} GB free" if free >= 0 else f"does not fit, {-free:.1f} GB too much"
+    return _wrapped(f"memory of the fullest GPU: {used:.1f} of {used + free:.1f} GB: {verdict}") + _wrapped(
+        f"  in GB: {', '.join(parts)}"
+    )
 
 
-def _print_sweep(answer: Answer) -> None:
+def _sweep(found: Answer) -> str:
     from sextant.studies import report
 
-    result, swept = answer.result, answer.axis_values()
-    order = report.best(answer)
-    wanted = [n for n in answer.question.scenario.objectives if n in result.columns]
-    names = wanted or report.headline(answer)[:4]
+    result, swept = found.result, found.axis_values()
+    order = report.best(found)
+    wanted = [n for n in found.question.scenario.objectives if n in result.columns]
+    names = wanted or report.headline(found)[:5]
     ok = int(result.feasible.sum())
-    print(f"{answer.question.scenario.name}: {answer.n_points:,} points, {ok:,} feasible")
-    table = _table(*(path.rpartition(".")[2] for path in swept), *(f">{n}" for n in names), "limits")
+    heads = [n if wanted else METRICS[n].label for n in names]
+    table = _table(*(f">{_last(path)}" for path in swept), *(f">{head}" for head in heads), "" if ok == len(order) else "limits")
     for i in order[:_MAX_ROWS]:
         cells = [_cell(path, values[i]) for path, values in swept.items()]
         cells += [shown(n, float(result.columns[n][i])) for n in names]
-        table.add_row(*map(Text, [*cells, "; ".join(result.limits[i])]))
-    _print(table)
-    if answer.n_points > _MAX_ROWS:
+        _add(table, [*cells, "; ".join(report.limits(found, i))])
+    title = f"{plain(found.question.scenario.name)}: {found.n_points:,} points, {ok:,} feasible"
+    lines = [title, _text(table)]
+    if found.n_points > _MAX_ROWS:
         what = f"best by {names[0]}" if wanted else "first"
-        print(f"({_MAX_ROWS} of {answer.n_points:,} shown, {what}; --out DIR writes them all)")
+        lines.append(f"({_MAX_ROWS} of {found.n_points:,} shown, {what}; --out DIR writes them all)")
+    return "\n".join(lines)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _cell(path: str, value: Any) -> str:
-    from sextant.simulator.units import dimension
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return show(float(value), dimension(_last(path))) if isinstance(value, float) else str(value)
 
-    return show(float(value), dimension(path.rpartition(".")[2])) if isinstance(value, float) else str(value)
+
+def file_names(files: Sequence[Path]) -> str:
+    """Names of written files, those that differ only in their suffix together: ``step.png+svg``."""
+    kinds: dict[str, list[str]] = {}
+    for file in sorted(files):
+        kinds.setdefault(file.stem, []).append(file.suffix[1:])
+    return ", ".join(f"{stem}.{'+'.join(suffixes)}" for stem, suffixes in kinds.items())
 
 
-def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A plain table."""
-    table = _table(*head)
+def resolved(leaves: Sequence[Leaf]) -> str:
+    """One line per field of a scenario: its value, and the beginning of its source."""
+    table = _table("field", "value", "source", clip=True)
+    for leaf in leaves:
+        text = leaf.text.replace("inf rows/s", "unlimited")
+        _add(table, (leaf.path, text, _near(leaf.source)))
+    return _text(table)
+
+
+def _near(source: str) -> str:
+    """A place without the folder, if the file is among the shipped scenarios or in the working directory."""
+    from sextant.studies.catalogue import SCENARIOS
+
+    for folder in (f"{SCENARIOS}/", f"{Path.cwd()}/"):
+        source = source.removeprefix(folder)
+    return source
+
+
+def listing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per catalogue entry: the scalar fields of each row that differ from entry to entry."""
+    names = [n for n in rows[0] if not isinstance(rows[0][n], dict | list)] if rows else []
+    same = [n for n in names if len(rows) > 1 and len({row[n] for row in rows}) == 1 and isinstance(rows[0][n], str)]
+    told = [n for n in names if n not in same]
+    table = _table(*(f">{_head(n)}" if isinstance(rows[0][n], int | float) else _head(n) for n in told))
     for row in rows:
-        table.add_row(*map(Text, row))
-    _print(table)
+        _add(table, [_short(n, row[n]) for n in told])
+    return "\n".join([_text(table), *(f"{n}: {plain(rows[0][n])}" for n in same)])
 
 
-def print_listing(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line per catalogue entry: the scalar fields of each row."""
-    if not rows:
-        return
-    names = [n for n in rows[0] if not isinstance(rows[0][n], dict | list)]
-    print_rows(names, [[_short(row[n]) for n in names] for row in rows])
+def _head(name: str) -> str:
+    """A field's name without its unit, which stands beside the values."""
+    unit = dimension(name)
+    return name.removesuffix(unit).removesuffix("_").replace("_", " ") if unit else name.replace("_", " ")
 
 
-def print_card(card: Mapping[str, Any]) -> None:
-    """A mapping of sections: scalars first, then a table per nested mapping."""
-    print_rows(("field", "value"), [(k, _short(v)) for k, v in card.items() if not isinstance(v, dict)])
-    for name, section in card.items():
-        if isinstance(section, dict) and section:
-            print(f"\n{name}")
-            print_rows(("", ""), [(k, _short(v)) for k, v in section.items()])
+def card(found: Mapping[str, Any]) -> str:
+    """A mapping of sections: scalars first, then a section per nested mapping; ``yaml`` as it stands."""
+    sections = {"": {k: v for k, v in found.items() if not isinstance(v, Mapping) and k != "yaml"}}
+    sections |= {name: section for name, section in found.items() if isinstance(section, Mapping) and section}
+    width = max((len(key) for section in sections.values() for key in section), default=0)
+    blocks = []
+    for name, section in sections.items():
+        rows = []
+        for key, value in section.items():
+            first, *rest = textwrap.wrap(_short(key, value), max(40, _width() - width - 2), break_on_hyphens=False) or [""]
+            rows += [f"{plain(key):{width}}  {first}", *(f"{'':{width}}  {line}" for line in rest)]
+        blocks.append("\n".join([*([f"[{name}]"] if name else []), *rows]))
+    if "yaml" in found:
+        blocks.append("\n".join(map(plain, found["yaml"].splitlines())))
+    return "\n\n".join(blocks)
 
 
-def print_comparison(found: Mapping[str, Any]) -> None:
-    """Metrics, operators and resources of two scenarios side by side."""
-    print(f"A: {found['a']}\nB: {found['b']}")
+def comparison(found: Mapping[str, Any]) -> str:
+    """Metrics, operators and resources of two scenarios side by side, the largest differences first."""
+    lines = [f"A: {plain(found['a'])}", f"B: {plain(found['b'])}"]
     for section in ("metrics", "operators", "resources"):
+        rows = found[section] if section == "metrics" else [row for row in found[section] if row["a"] != row["b"]]
+        if not rows:
+            lines.append(f"{section}: no difference")
+            continue
         table = _table(section, ">A", ">B", ">B - A", ">B / A")
-        for row in found[section][: 2 * _MAX_ROWS]:
+        for row in rows if section == "metrics" else rows[:_MAX_ROWS]:
             a, b, name = row["a"], row["b"], row["name"]
             key = name if section == "metrics" else "x_s"
-            delta = ("+" if b >= a else "-") + shown(key, abs(b - a))
             ratio = f"{b / a:.3f}" if a else ""
-            table.add_row(*map(Text, (name, shown(key, a), shown(key, b), delta, ratio)))
-        _print(table)
+            label = METRICS[name].label if section == "metrics" else name
+            _add(table, (label, shown(key, a), shown(key, b), _difference(key, b - a), ratio))
+        lines.append(_text(table))
+        if section != "metrics" and len(rows) > _MAX_ROWS:
+            lines.append(f"({_MAX_ROWS} of {len(rows)} that differ; --json lists all)")
+    return "\n".join(lines)
 
 
-def print_judged(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Published figures beside predictions."""
-    table = _table("figure", ">predicted", ">published", ">error", "inside", "fitted inputs")
+def _difference(key: str, delta: float) -> str:
+    if delta == 0:
+        return "="
+    text = shown(key, abs(delta))
+    # A difference of percentages is in points, which are no share of A.
+    percent = key in METRICS and METRICS[key].percent
+    return ("+" if delta > 0 else "-") + (text.replace("%", " points") if percent else text)
+
+
+def judged(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Published figures beside predictions, then the errors of each group; what was fitted is a footnote."""
+    marks = {text: "*" * (i + 1) for i, text in enumerate(dict.fromkeys(r["fitted"] for r in rows if r["fitted"] != "none"))}
+    table = _table("figure", ">predicted", ">published", ">error", "inside", "")
     for row in rows:
-        name = row["id"].rpartition(".")[2]
-        error = f"{100 * row['error']:+.2f}%"
-        table.add_row(
-            *map(Text, (row["id"], shown(name, row["predicted"]), shown(name, row["published"]), error)),
-            Text({True: "yes", False: "no", None: ""}[row["inside"]]), Text(row["fitted"]),
-        )  # fmt: skip
-    _print(table)
+        name = _last(row["id"])
+        inside = {True: "yes", False: "no", None: ""}[row["inside"]]
+        cells = (row["id"], shown(name, row["predicted"]), shown(name, row["published"]), f"{100 * row['error']:+.2f}%")
+        _add(table, (*cells, inside, marks.get(row["fitted"], "")))
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["id"].partition(".")[0], []).append(row)
+    groups["all"] = list(rows)
+    totals = _table("group", ">figures", ">mean |error|", ">median |error|", ">largest |error|", ">inside")
+    for name, members in groups.items():
+        sizes = sorted(abs(row["error"]) for row in members)
+        middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2
+        held = [row["inside"] for row in members if row["inside"] is not None]
+        numbers = (sum(sizes) / len(sizes), middle, sizes[-1])
+        inside = f"{sum(held)} of {len(held)}" if held else ""
+        _add(totals, (name, str(len(sizes)), *(f"{100 * x:.2f}%" for x in numbers), inside))
+    notes = [line for text, mark in marks.items() for line in _wrapped(f"{mark} rests on fits: {text}")]
+    inside = _wrapped("inside: the figure lies in the prediction's 90% interval; blank where the prediction is a count")
+    return "\n".join([_text(table), *inside, *notes, "", _text(totals)])
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
+def _short(name: str, value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isinf(value)):
+        return "unlimited"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        if dimension(name):
+            return show(value, dimension(name), METRICS[name].digits if name in METRICS else 4)
+        return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_short, value))
-    return str(value)
+        return ", ".join(_short(name, each) for each in value)
+    return plain(str(value))
 
 
-def _table(*columns: str) -> Table:
+def _width() -> int:
+    return shutil.get_terminal_size((100, 40)).columns if sys.stdout.isatty() else _PIPE_WIDTH
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(plain(text), min(_width(), 100), subsequent_indent="  ", break_on_hyphens=False, drop_whitespace=True)
+
+
+def _clipped(text: str) -> str:
+    return textwrap.shorten(plain(text), min(_width(), 100), placeholder=" ...")
+
+
+def _table(*columns: str, clip: bool = False) -> Table:
+    """A table with these heads, ``>`` for numbers; with ``clip`` its last column is cut rather than folded."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(Text(name.lstrip(">")), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for i, name in enumerate(columns):
+        cut = clip and i == len(columns) - 1
+        table.add_column(
+            Text(plain(name.lstrip(">"))), justify="right" if name.startswith(">") else "left",
+            overflow="ellipsis" if cut else "fold", no_wrap=cut, ratio=1 if cut else None,
+        )  # fmt: skip
     return table
 
 
-def _print(table: Table) -> None:
-    console = Console(highlight=False, soft_wrap=False)
-    # A pipe has no width of its own: leave room, so that columns are not folded for programs that read them.
-    Console(highlight=False, width=console.width if console.is_terminal else 160).print(table)
+def _add(table: Table, cells: Iterable[str]) -> None:
+    from rich.text import Text
+
+    table.add_row(*(Text(plain(cell)) for cell in cells))
+
+
+def _text(table: Table) -> str:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=_width(), force_terminal=sys.stdout.isatty())
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -16,7 +16,7 @@ from sextant.simulator.evaluate import TimedStep, communication_share, provenanc
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.partition import balance
 from sextant.simulator.result import join, result
-from sextant.simulator.types import Num, Plan, Result, Scenario
+from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters, residency
@@ -70,16 +70,28 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
 
     Points whose layers are best laid out in different ways are evaluated apart.
     """
-    cluster = scenario.cluster
-    node_size = next(iter(cluster.tiers.values())).n_devices
-    step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
-    timed = time_ops(step, cluster, n_comm_sms=scenario.plan.n_comm_sms)
+    timed = _timed(scenario)
     layouts = list(_layouts(scenario, timed, n_points))
     if len(layouts) == 1:
         return _evaluate(scenario, timed, layouts[0][1], n_points)
     parts = [(index, paths.take(scenario, index), stages) for index, stages in layouts]
     results = [_evaluate(part, paths.take(timed, index), stages, len(index)) for index, part, stages in parts]
     return join(results, [index for index, _, _ in parts])
+
+
+def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
+    """What every rank of the pipeline does and when, of a training scenario of one point, by the event engine."""
+    plan, load, timed = scenario.plan, scenario.load, _timed(scenario)
+    ((_, stages),) = _layouts(scenario, timed, 1)
+    chunks = chunk_times(scenario, timed, stages)
+    micro_batches = load.batch / (plan.data * plan.micro_batch)
+    return _run(plan, chunks, _pick(micro_batches, 0), _pick(_send_s(scenario), 0), 0)
+
+
+def _timed(scenario: Scenario) -> TimedStep:
+    node_size = next(iter(scenario.cluster.tiers.values())).n_devices
+    step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
+    return time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms)
 
 
 def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: int) -> Result:
@@ -100,7 +112,7 @@ def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: in
         "optimizer_s": optimizer_s, **_rates(scenario, step_s, used), "hbm_bytes": memory.used_bytes,
         "hbm_free_bytes": memory.free_bytes, **{f"hbm_{p}_bytes": b for p, b in memory.parts.items()},
     }  # fmt: skip
-    reasons: Mapping[str, Num] = {
+    reasons: Mapping[str, Flag] = {
         **plan_limits(scenario), **_schedule_limits(scenario, micro_batches),
         "hbm: weights, optimizer state and activations do not fit": ~memory.fits,
     }  # fmt: skip
@@ -232,6 +244,12 @@ def _formulas(plan: Plan, chunks: ChunkTimes, stages: Stages, micro_batches: Num
 
 
 def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> dict[str, Num]:
+    run = _run(plan, chunks, micro_batches, send_s, point)
+    counted = schedule.counts(plan.schedule, 0, int(plan.pipeline), micro_batches, int(plan.virtual_stages))
+    return _parts(dict(run.busy_s[0]), run.step_s, _pick(_exposed(counted, chunks), point))
+
+
+def _run(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> pipeline.PipelineRun:
     n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
     seconds = pipeline.ChunkSeconds(
         forward=[_pick(x, point) for x in chunks.forward],
@@ -239,11 +257,9 @@ def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, 
         backward_weight=[_pick(x, point) for x in chunks.backward_weight],
         pair={key: _pick(x, point) for key, x in chunks.pair.items()},
     )
-    run = pipeline.simulate(
+    return pipeline.simulate(
         plan.schedule, seconds, n_ranks, round(float(micro_batches)), virtual_stages=virtual, send_s=float(send_s)
     )
-    counted = schedule.counts(plan.schedule, 0, n_ranks, micro_batches, virtual)
-    return _parts(dict(run.busy_s[0]), run.step_s, _pick(_exposed(counted, chunks), point))
 
 
 def _by_kind(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) -> dict[str, Num]:
@@ -363,11 +379,11 @@ def _warnings(scenario: Scenario) -> list[str]:
     return notes
 
 
-def _schedule_limits(scenario: Scenario, micro_batches: Num) -> dict[str, Num]:
+def _schedule_limits(scenario: Scenario, micro_batches: Num) -> dict[str, Flag]:
     plan = scenario.plan
     units = parameters.layer_counts(scenario.model)
     n_layers = sum(n for part, n in units.items() if part.endswith("layer"))
-    limits: dict[str, Num] = {
+    limits: dict[str, Flag] = {
         "divisibility: sequences by data x micro_batch": np.abs(micro_batches - np.round(micro_batches)) > 1e-9,
         "divisibility: fewer layers than pipeline stages": plan.pipeline * plan.virtual_stages > n_layers + 1,
     }

@@ -58,10 +58,14 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     return module(op.kind).estimate(op, cluster)
 
 
-def peak(device: Device, format: str) -> Num:
-    """Dense matrix FLOP/s of ``format``; a GPU without FP8 runs it at its BF16 rate (the tensors are converted)."""
+def peak(device: Device, format: str, *, lasting: bool = True) -> Num:
+    """Dense matrix FLOP/s of ``format``; a GPU without FP8 runs it at its BF16 rate (the tensors are converted).
+
+    At the clock that load which lasts leaves, unless the caller's coefficients already hold it (``lasting=False``).
+    """
     name = PEAK.get(format, format)
-    return device.peak_flops_per_s.get(name, device.peak_flops_per_s["bf16"]) * device.clock_under_load
+    clock = device.clock_under_load if lasting else 1.0
+    return device.peak_flops_per_s.get(name, device.peak_flops_per_s["bf16"]) * clock
 
 
 #: How the clock of a GPU at its power limit rises when SMs rest: share ~ (all SMs / working SMs) ** this. Products on

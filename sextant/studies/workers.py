@@ -1,0 +1,67 @@
+"""Sweeps over several processes: the groups of a design table are answered side by side, and joined in their order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import signal
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from sextant.simulator.errors import InputError
+from sextant.simulator.result import join
+from sextant.simulator.types import Result, Scenario
+from sextant.studies import answer as answering
+from sextant.studies import axes
+from sextant.studies.scenario import Question
+
+_MOST = 1024
+
+
+def count(text: str) -> int:
+    """The number of processes that ``--workers`` asks for; InputError says what it may be."""
+    if re.match(r"[a-z]+://", text):
+        raise InputError(f"--workers {text}: a dask.distributed scheduler is not supported yet; write a number of processes")
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= _MOST:
+        raise InputError(f"--workers {text}: expected a number of processes from 1 to {_MOST}; write for example 4")
+    return int(text)
+
+
+def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = lambda n: None) -> Result:
+    """The result that ``studies.answer`` gives, computed by ``n_workers`` processes.
+
+    A group is the points that share one structure (at most ``axes.CHUNK`` of them), so a sweep with a single group
+    gains nothing. The groups do not depend on ``n_workers``, and neither does the result.
+    """
+    groups = list(axes.groups(asked, structural=answering.structural(asked.scenario)))
+    if n_workers == 1 or len(groups) == 1:
+        return answering.answer(asked, progress)
+    n = min(n_workers, len(groups))
+    # A fresh interpreter per worker: a fork copies locks that other threads may hold.
+    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+    results: list[Result] = []
+    done = 0
+    try:
+        parts = pool.map(_evaluate, [scenario for _, scenario in groups], [len(index) for index, _ in groups])
+        for (index, _), part in zip(groups, parts, strict=True):
+            results.append(part)
+            done += len(index)
+            progress(done)
+        pool.shutdown()
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(f"--workers {n_workers}: a worker process died, perhaps for lack of memory; use fewer") from None
+        raise
+    return join(results, [index for index, _ in groups])
+
+
+def _evaluate(scenario: Scenario, n_points: int) -> Result:
+    return answering.evaluate(scenario, n_points)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
