@@ -18,17 +18,18 @@ def test_import_contracts():
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml")) == EXIT_STATUS_SUCCESS
 
 
-@pytest.mark.parametrize("statement", ["import sextant", "import sextant.studies.cli", "import sextant.studies.training"])
-def test_sizing_never_imports_torch(statement):
+@pytest.mark.parametrize("name", ["sextant", "sextant.studies.cli", "sextant.studies.training"])
+def test_sizing_never_imports_torch(name):
     """torch takes seconds to import, and is an extra."""
-    code = f"{statement}; import sys; print('torch' in sys.modules)"
+    code = f"import {name}, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
 
 
 def test_the_command_line_starts_without_numbers():
     """Help, version and completion need neither numpy nor matplotlib."""
-    code = "import sextant.studies.cli, sys; print([m for m in ('numpy', 'scipy', 'matplotlib', 'yaml') if m in sys.modules])"
+    heavy = ("numpy", "scipy", "matplotlib", "yaml")
+    code = f"import sextant.studies.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

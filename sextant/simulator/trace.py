@@ -1,4 +1,4 @@
-"""Spans of the event engine as a trace that Perfetto and chrome://tracing open: a process per rank, a thread per stream."""
+"""Spans of the event engine as a trace for Perfetto and chrome://tracing: a process per rank, a thread per stream."""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ class Op:
 
     ``kind`` names the module of ``simulator.kernels`` that knows its work and its time; ``variant`` what that module
     may distinguish (``forward`` or ``backward``, ``all_reduce`` ...). ``shards`` says which shape dimensions each
-    parallel degree divides (or multiplies, with a leading ``*``). ``flops``, ``traffic_bytes`` and ``message_bytes`` are for one execution.
+    parallel degree divides (or multiplies, with a leading ``*``). ``flops``,
+    ``traffic_bytes`` and ``message_bytes`` are for one execution.
     ``part`` is the layer kind it belongs to, ``block`` the piece of that layer (``attention``, ``mlp`` ...), ``phase``
     one of forward, backward_input, backward_weight, optimizer.
     """

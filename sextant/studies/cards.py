@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
-
-import numpy as np
 
 from sextant import hwmodels
 from sextant.simulator import kernels
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.units import dimension
+from sextant.simulator.types import KernelFit
 from sextant.simulator.units import show as shown
-from sextant.studies import catalogue
+from sextant.studies import axes, catalogue
 from sextant.workloads import models, parameters
 
 #: The sequence length at which a card quotes FLOPs per trained token; the published tables use it.
 _CONTEXT_TOKENS = 4096.0
+
+#: What a scenario may ask, by its ``load.phase``.
+_STUDIES = {
+    "training": "one optimizer step: pipeline, overlap, bubble, MFU, memory, cost per trillion tokens",
+    "prefill": "one engine step over prompts: time to first token, throughput, memory, cost per million tokens",
+    "decode": "one engine step, a token per request: time per token, throughput, memory, cost per million tokens",
+}
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
@@ -28,7 +34,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "gpus": lambda: [_gpu_row(name) for name in hwmodels.device_names()],
         "clusters": lambda: [_cluster_row(name) for name in hwmodels.cluster_names()],
         "ops": lambda: [{"name": name, "about": _about(name)} for name in _kernel_kinds()],
-        "studies": lambda: [{"name": "training"}, {"name": "prefill"}, {"name": "decode"}],
+        "studies": lambda: [{"name": name, "about": about} for name, about in _STUDIES.items()],
         "scenarios": lambda: [_scenario_row(name) for name in catalogue.scenario_names()],
     }
     if kind not in kinds:
@@ -39,91 +45,114 @@ def listing(kind: str) -> list[dict[str, Any]]:
 def card(kind: str, name: str) -> dict[str, Any]:
     """Everything about one entry, nested mappings as sections; InputError offers the nearest names."""
     kinds: dict[str, Callable[[str], dict[str, Any]]] = {
-        "model": _model_card, "gpu": lambda n: _record(hwmodels.device(n)), "op": _op_card,
-        "cluster": lambda n: _record(hwmodels.cluster(n)), "scenario": _scenario_card,
+        "model": _model_card, "gpu": _gpu_card, "op": _op_card, "cluster": _cluster_card,
+        "scenario": _scenario_card,
     }  # fmt: skip
-    if kind.rstrip("s") not in kinds:
+    singular = kind.removesuffix("s")
+    if singular not in kinds:
         raise InputError(f"unknown kind {kind!r}; {nearest(kind, kinds)}")
-    return kinds[kind.rstrip("s")](name)
+    return kinds[singular](name)
 
 
 def _model_row(model: Any) -> dict[str, Any]:
     return {
-        "name": model.name, "system": model.system, "n_parameters": float(parameters.n_parameters(model)),
-        "n_activated_parameters": float(parameters.activated_parameters(model)),
+        "name": model.name, "system": model.system, "n_parameters": _count(parameters.n_parameters(model)),
+        "n_activated_parameters": _count(parameters.activated_parameters(model)),
         "convention": "without MTP; activated without the input embedding",
-        "official": {k: float(v) for k, v in model.official.items()}, "source": dict(model.source),
+        "official": {k: _count(v) for k, v in model.official.items()}, "source": dict(model.source),
     }  # fmt: skip
+
+
+def _count(value: Any) -> int | float:
+    """A count as a whole number, so that JSON shows all its digits and no exponent."""
+    return int(value) if float(value).is_integer() else float(value)
 
 
 def _model_card(name: str) -> dict[str, Any]:
     model = models.model(name)
-    fields = {
-        k: v for k, v in asdict(model).items() if k not in ("official", "source", "name", "system") and v not in (0.0, "")
-    }
+    hidden = ("official", "source", "name", "system")
+    fields = {k: _plain(v) for k, v in asdict(model).items() if k not in hidden and v not in (0.0, "", ())}
     row = _model_row(model)
     flops = parameters.training_flops_per_token
     sizes = {
-        "kv_bytes_per_token": float(parameters.kv_bytes_per_token(model)),
+        "kv_bytes_per_token": _count(parameters.kv_bytes_per_token(model)),
+        "weights_bf16_bytes": 2 * row["n_parameters"],
+        "mtp_parameters": _count(parameters.mtp_parameters(model)),
+        "n_activated_parameters_with_embedding": _count(parameters.activated_parameters(model, embedding=True)),
+        "context_tokens": _count(_CONTEXT_TOKENS),
         "training_flops_per_token_causal": float(flops(model, _CONTEXT_TOKENS)),
         "training_flops_per_token_noncausal": float(flops(model, _CONTEXT_TOKENS, causal=False)),
-        "context_tokens_of_those": _CONTEXT_TOKENS,
-        "weights_bf16_bytes": 2.0 * row["n_parameters"], "mtp_parameters": float(parameters.mtp_parameters(model)),
-        "n_activated_parameters_with_embedding": float(parameters.activated_parameters(model, embedding=True)),
     }  # fmt: skip
-    pieces = {piece: float(n) for piece, n in parameters.by_piece(model).items()}
+    pieces = {piece: _count(n) for piece, n in parameters.by_piece(model).items()}
     official, source = row.pop("official"), row.pop("source")
     return {
         **row, "parameters by piece": pieces, "sizes": sizes, "fields": fields, "official": official, "source": source
     }  # fmt: skip
 
 
+def _plain(value: Any) -> Any:
+    return _count(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
 def _gpu_row(name: str) -> dict[str, Any]:
     device = hwmodels.device(name)
     hbm = device.memories["hbm"]
     return {
-        "name": name, "bf16": shown(float(device.peak_flops_per_s["bf16"]), "flops_per_s"),
-        "fp8": shown(float(device.peak_flops_per_s.get("fp8", 0.0)), "flops_per_s"),
-        "hbm": shown(float(hbm.capacity_bytes), "bytes"),
-        "hbm bandwidth": shown(float(hbm.bandwidth_bytes_per_s), "bytes_per_s"), "SMs": float(device.n_sms),
-        "USD/h": float(device.price_usd_per_h), "kernels": ", ".join(sorted({f.provenance for f in device.kernels.values()})),
+        "name": name, "bf16_flops_per_s": float(device.peak_flops_per_s["bf16"]),
+        "fp8_flops_per_s": float(device.peak_flops_per_s["fp8"]) if "fp8" in device.peak_flops_per_s else "none",
+        "hbm_bytes": float(hbm.capacity_bytes), "hbm_bytes_per_s": float(hbm.bandwidth_bytes_per_s),
+        "n_sms": _count(device.n_sms), "price_usd_per_h": float(device.price_usd_per_h),
+        "kernels": ", ".join(sorted({f.provenance for f in device.kernels.values()})),
     }  # fmt: skip
 
 
 def _cluster_row(name: str) -> dict[str, Any]:
     found = hwmodels.cluster(name)
+    # One device on the outermost tier is a machine that stands alone.
     tiers = [
         f"{tier.n_devices:g} over {name} at {shown(float(tier.link.bandwidth_bytes_per_s), 'bytes_per_s')}"
-        for name, tier in found.tiers.items()
-    ]
+        for name, tier in found.tiers.items() if tier.n_devices > 1
+    ]  # fmt: skip
     return {
-        "name": name, "gpu": found.device.name, "n_devices": float(found.n_devices),
-        "tiers, per device and direction": "; ".join(tiers), "topology": found.topology,
+        "name": name, "gpu": found.device.name, "n_devices": _count(found.n_devices),
+        "links, per device and direction": ", ".join(tiers), "topology": found.topology,
     }  # fmt: skip
 
 
+def _gpu_card(name: str) -> dict[str, Any]:
+    return _record(hwmodels.device(name))
+
+
+def _cluster_card(name: str) -> dict[str, Any]:
+    """The cluster's own values; its GPU has a card of its own."""
+    found = hwmodels.cluster(name)
+    fields = {field: getattr(found, field) for field in found.__dataclass_fields__ if field != "device"}
+    return {**_record(fields), "device": {"name": found.device.name, "see": f"sextant show gpu {found.device.name}"}}
+
+
 def _record(record: Any) -> dict[str, Any]:
-    """A dataclass tree as sections: one per nested record, values with their units."""
+    """A dataclass tree as sections, one per nested record, in SI. Kernel fits are summed up, sources come last."""
     flat: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
 
     def walk(value: Any, path: str) -> None:
+        if isinstance(value, KernelFit):
+            value = f"{value.provenance}, {value.low - 1:+.0%} .. {value.high - 1:+.0%}: {value.source}"
         if is_dataclass(value) and not isinstance(value, type):
             value = {name: getattr(value, name) for name in value.__dataclass_fields__}
-        if isinstance(value, dict) or hasattr(value, "items"):
+        if isinstance(value, Mapping):
             for key, child in value.items():
                 walk(child, f"{path}.{key}" if path else str(key))
             return
-        name = path.rpartition(".")[2]
-        text = shown(float(value), dimension(name)) if isinstance(value, float) and dimension(name) else value
-        if "." in path:
-            head, _, rest = path.partition(".")
-            sections.setdefault(head, {})[rest] = text
+        head, _, rest = path.partition(".")
+        if rest:
+            sections.setdefault(head, {})[rest] = _plain(value)
         else:
-            flat[path] = text
+            flat[head] = _plain(value)
 
     walk(record, "")
-    return {**flat, **sections}
+    last = {name: sections.pop(name) for name in ("kernels", "source") if name in sections}
+    return {**flat, **sections, **last}
 
 
 def _kernel_kinds() -> list[str]:
@@ -150,10 +179,10 @@ def _scenario_row(name: str) -> dict[str, Any]:
     from sextant.studies.answer import question
 
     asked = question(name)
-    n_points = int(np.prod([len(v) for v in asked.scenario.axes.values()])) if asked.scenario.axes else 1
-    return {"name": name, "asks": asked.scenario.name, "points": float(n_points)}
+    return {"name": name, "asks": asked.scenario.name, "points": axes.n_points(asked.scenario.axes)}
 
 
 def _scenario_card(name: str) -> dict[str, Any]:
     path = catalogue.scenario_path(name)
-    return {**_scenario_row(name), "file": str(path.relative_to(catalogue.SCENARIOS.parents[2])), "yaml": path.read_text()}
+    file = str(path.relative_to(catalogue.SCENARIOS.parents[2]))
+    return {**_scenario_row(name), "file": file, "yaml": path.read_text(encoding="utf-8")}

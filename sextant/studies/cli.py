@@ -6,6 +6,7 @@ Libraries are imported inside the commands, so that ``--help`` and completion an
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def main() -> None:
     """Entry point: run a command; a mistake in the input ends in one clear message and exit 2, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown escaped, rather than ending the program.
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(_guarded())
 
@@ -52,6 +53,8 @@ def main() -> None:
 def _guarded() -> int:
     try:
         code = app(prog_name="sextant", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of an interrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else ANSWERED
     except InputError as error:
         for problem in error.problems:
@@ -130,7 +133,7 @@ def run(
     else:
         text = tables.answer(answer)
         if out:
-            text += f"\nresults: {plain(str(Path(out)))}/ {tables.file_names(written)}"
+            text += "\n" + tables.results(Path(out), written)
         _put(text, sys.stdout)
         _notes(answer)
     if not answer.result.feasible.any():
@@ -217,7 +220,8 @@ def _question(scenario: str, sets: list[str] | None = None) -> Question:
     found = answer.locate(scenario)
     if "\n" not in scenario and not Path(found).exists():
         known = catalogue.scenario_names()
-        raise InputError(f"{scenario}: there is no such file, nor a shipped scenario of that name; {nearest(scenario, known)}")
+        remedy = nearest(scenario, known)
+        raise InputError(f"{scenario}: there is no such file, nor a shipped scenario of that name; {remedy}")
     return answer.question(scenario, sets or ())
 
 

@@ -19,11 +19,11 @@ def compare(a: Answer, b: Answer) -> dict[str, Any]:
     for answer in (a, b):
         if answer.n_points != 1:
             name = answer.question.scenario.name
-            raise InputError(f"compare takes single points; {name!r} has {answer.n_points:,}; write one with fixed values")
-    names = [name for name in known.METRICS if name in a.result.columns and name in b.result.columns]
-    metrics = [
-        {"name": n, "a": float(a.result.columns[n][0]), "b": float(b.result.columns[n][0])} for n in names
-    ]
+            got = f"{name!r} has {answer.n_points:,}"
+            raise InputError(f"compare takes single points, {got}; write a scenario without axes")
+    both = [name for name in known.METRICS if name in a.result.columns and name in b.result.columns]
+    names = [*known.headline(both), *(name for name in ("hbm_bytes", "hbm_free_bytes") if name in both)]
+    metrics = [{"name": n, "a": float(a.result.columns[n][0]), "b": float(b.result.columns[n][0])} for n in names]
     operators = _rows(_seconds(a.result.breakdown), _seconds(b.result.breakdown))
     resources = _rows(_resources(a.result.breakdown), _resources(b.result.breakdown))
     title = {"a": a.question.scenario.name, "b": b.question.scenario.name}

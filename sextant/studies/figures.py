@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sextant.simulator.types import BOUNDS
+from sextant.simulator.units import dimension, show
 from sextant.studies import metrics
 from sextant.studies.axes import is_numeric
 from sextant.studies.files import save
@@ -17,31 +22,53 @@ if TYPE_CHECKING:
 #: Fixed so that the same answer gives the same bytes.
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "sextant", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.dpi": 150, "savefig.bbox": "tight", "svg.fonttype": "path",
+    "figure.dpi": 150, "savefig.bbox": "tight", "svg.fonttype": "path", "text.parse_math": False,
 }  # fmt: skip
 _COLOURS = ("#2f6690", "#81a4cd", "#d9a441", "#b5493c", "#7d9d74", "#6f5c8a", "#a8a29a", "#444444")
 _STEP_PARTS = (
     "forward_s", "backward_input_s", "backward_weight_s", "forward_backward_s", "bubble_s", "optimizer_s",
 )  # fmt: skip
+#: A bound and an instruction of the pipeline have one colour in all figures.
+_BOUND_COLOURS: dict[str, str] = dict(zip(BOUNDS, ("#2f6690", "#d9a441", "#b5493c", "#6f5c8a", "#a8a29a"), strict=True))
+_KINDS = {
+    "F": ("forward", "#2f6690"), "FB": ("forward and backward overlapped", "#b5493c"),
+    "B": ("backward, input", "#81a4cd"), "BW": ("backward", "#7d9d74"), "W": ("backward, weights", "#d9a441"),
+    "optimizer": ("optimizer", "#6f5c8a"),
+}  # fmt: skip
 _N_OPERATORS = 14
+#: Lines that one plot can hold apart, and points that are still worth a marker each.
+_N_LINES, _N_MARKED = 12, 40
+#: A step of more than so many chunks per rank is drawn in two pieces, its beginning and its end.
+_N_CHUNKS = 60
 
 
 def draw(answer: Answer, place: Path) -> list[Path]:
     """Every figure that fits the answer, as png and svg in ``place``; returns the files."""
+    import matplotlib.pyplot as plt
+
+    drawn: list[Path] = []
+    with styled():
+        for name, figure in _figures(answer):
+            drawn += [save_figure(figure, place / f"{name}.{kind}") for kind in ("png", "svg")]
+            plt.close(figure)
+    return drawn
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The look of all figures, drawn without a display; the same answer gives the same bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn: list[Path] = []
-    with plt.rc_context(_STYLE):
-        for name, figure in _figures(answer):
-            drawn += [_save(figure, place / f"{name}.{kind}") for kind in ("png", "svg")]
-            plt.close(figure)
-    return drawn
+    with plt.rc_context(_STYLE):  # type: ignore[arg-type]
+        yield
 
 
 def _figures(answer: Answer):
+    from sextant.studies.report import simulated
+
     columns = answer.result.columns
     if answer.n_points > 1:
         numeric = [path for path, values in answer.question.scenario.axes.items() if is_numeric(values)]
@@ -50,6 +77,8 @@ def _figures(answer: Answer):
         return
     if all(name in columns for name in _STEP_PARTS):
         yield "step", step(answer)
+    if not simulated(answer):
+        yield "pipeline", pipeline(answer)
     if answer.result.breakdown:
         yield "operators", operators(answer)
     yield "memory", memory(answer)
@@ -66,18 +95,19 @@ def step(answer: Answer):
     bars = {"predicted": {name: float(answer.result.columns[name][0]) for name in _STEP_PARTS}}
     if all(name in beside for name in _STEP_PARTS):
         bars = {"published": {name: beside[name].published for name in _STEP_PARTS}, **bars}
+    longest = max(sum(values.values()) for values in bars.values())
     for y, values in enumerate(bars.values()):
         left = 0.0
         for name, colour in zip(_STEP_PARTS, _COLOURS, strict=False):
             label = metrics.METRICS[name].label if y == 0 else None
             axes.barh(y, values[name], left=left, color=colour, label=label, height=0.6)
-            if values[name] > 0.04 * sum(values.values()):
+            if values[name] > 0.06 * longest:
                 axes.text(left + values[name] / 2, y, f"{values[name]:.2f}", ha="center", va="center", color="white")
             left += values[name]
         axes.text(left, y, f"  {left:.2f} s", va="center")
     axes.set_yticks(range(len(bars)), list(bars))
     axes.set_xlabel("seconds of one optimizer step, as rank 0 of the pipeline spends them")
-    axes.set_xlim(0, 1.12 * max(sum(v.values()) for v in bars.values()))
+    axes.set_xlim(0, 1.12 * longest)
     axes.legend(ncol=3, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False)
     return figure
 
@@ -85,20 +115,21 @@ def step(answer: Answer):
 def operators(answer: Answer):
     """The operators that take most time, by what bounds them, with their 90% intervals."""
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     rows = list(answer.result.breakdown.items())[:_N_OPERATORS][::-1]
-    bounds = sorted({str(row["bound"]) for _, row in rows})
-    colour = dict(zip(bounds, _COLOURS, strict=False))
+    bounds = [bound for bound in BOUNDS if any(row["bound"] == bound for _, row in rows)]
     figure, axes = plt.subplots(figsize=(7.2, 0.24 * len(rows) + 0.9))
     unit, factor = ("s", 1.0) if max(_f(row["seconds"]) for _, row in rows) > 0.5 else ("ms", 1e3)
     for y, (_, row) in enumerate(rows):
         seconds, low, high = (factor * _f(row[key]) for key in ("seconds", "low_s", "high_s"))
-        axes.barh(y, seconds, color=colour[str(row["bound"])], height=0.7)
+        axes.barh(y, seconds, color=_BOUND_COLOURS[str(row["bound"])], height=0.7)
         axes.plot([low, high], [y, y], color="black", lw=0.8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_xlabel(f"{unit} per step on one device; line: 90% interval")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour[bound]) for bound in bounds]
-    axes.legend(handles, [f"bound by {bound}" for bound in bounds], frameon=False, loc="lower right")
+    handles = [Patch(color=_BOUND_COLOURS[bound]) for bound in bounds]
+    names = [f"bound by {bound}" for bound in bounds]
+    axes.legend(handles, names, frameon=False, ncol=len(bounds), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -111,51 +142,129 @@ def memory(answer: Answer):
     parts = {n: float(v[0]) for n, v in columns.items() if n.startswith("hbm_") and n not in skip and v[0] > 0}
     figure, axes = plt.subplots(figsize=(7.2, 1.4))
     left = 0.0
-    for (name, size), colour in zip(parts.items(), _COLOURS, strict=False):
-        axes.barh(0, size / 1e9, left=left, color=colour, label=name.removeprefix("hbm_").removesuffix("_bytes"))
+    for (name, size), colour in zip(parts.items(), itertools.cycle(_COLOURS)):
+        label = f"{name.removeprefix('hbm_').removesuffix('_bytes').replace('_', ' ')} {size / 1e9:.1f}"
+        axes.barh(0, size / 1e9, left=left, color=colour, label=label)
         left += size / 1e9
     limit = (columns["hbm_bytes"][0] + columns["hbm_free_bytes"][0]) / 1e9
     axes.axvline(limit, color="black", lw=1.2)
-    axes.text(limit, 0.46, " capacity", ha="left", va="bottom")
+    axes.text(limit, 0.46, f"capacity {limit:.1f}", ha="center", va="bottom")
     axes.set_yticks([])
     axes.set_xlabel("GB of HBM on the fullest device")
     axes.set_xlim(0, 1.15 * max(limit, left))
-    axes.legend(ncol=4, loc="lower center", bbox_to_anchor=(0.45, 1.05), frameon=False)
+    axes.legend(ncol=4, loc="lower center", bbox_to_anchor=(0.45, 1.15), frameon=False)
     return figure
 
 
 def curve(answer: Answer, path: str):
-    """The first objective (or the step time) along the first numeric axis, a line per value of the other axes."""
+    """The first objective (or the first metric of the table) along a numeric axis, a line per value of the others."""
     import matplotlib.pyplot as plt
 
-    scenario, swept = answer.question.scenario, answer.axis_values()
-    name = next((n for n in scenario.objectives if n in answer.result.columns), "step_time_s")
-    values, ok = answer.result.columns[name], answer.result.feasible
+    swept, columns = answer.axis_values(), answer.result.columns
+    objectives = [n for n in answer.question.scenario.objectives if n in columns]
+    name = (objectives or metrics.compared(columns))[0]
+    values, ok = columns[name], answer.result.feasible
+    factor, label = _scale(name, values)
     others = [p for p in swept if p != path]
-    keys = [tuple(_text(swept[p][i]) for p in others) for i in range(answer.n_points)]
+    keys = [tuple(_text(p, swept[p][i]) for p in others) for i in range(answer.n_points)]
+    lines = list(dict.fromkeys(keys))
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    for key, colour in zip(dict.fromkeys(keys), _COLOURS, strict=False):
+    for key, colour in zip(lines[:_N_LINES], itertools.cycle(_COLOURS)):
         at = np.array([i for i, k in enumerate(keys) if k == key])
-        x = swept[path][at].astype(float)
-        axes.plot(x, values[at], color=colour, lw=1.2, label=", ".join(key) or None)
-        axes.plot(x[~ok[at]], values[at][~ok[at]], "x", color=colour, ms=4)
-    axes.set_xlabel(path)
-    axes.set_ylabel(metrics.METRICS[name].label if name in metrics.METRICS else name)
+        at = at[np.argsort(swept[path][at].astype(float), kind="stable")]
+        x, y, bad = swept[path][at].astype(float), values[at] * factor, ~ok[at]
+        style = "-" if lines.index(key) < len(_COLOURS) else "--"
+        marker = "o" if len(at) <= _N_MARKED else None
+        axes.plot(x, y, style, color=colour, lw=1.2, marker=marker, ms=3, label=", ".join(key))
+        axes.plot(x[bad], y[bad], "x", color="black", ms=5, zorder=3)
+    _axis(axes, path, swept[path].astype(float))
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
     if others:
-        axes.legend(title=", ".join(others), frameon=False)
+        title = ", ".join(p.rpartition(".")[2] for p in others)
+        more = f"\n(first {_N_LINES} of {len(lines)})" if len(lines) > _N_LINES else ""
+        axes.legend(title=title + more, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     if not ok.all():
-        axes.set_title("crosses: infeasible", loc="right", fontsize=8)
+        axes.set_title("x: infeasible", loc="right", fontsize=8)
     return figure
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _axis(axes: Any, path: str, x: np.ndarray) -> None:
+    """The axis of a swept field: in units, and logarithmic where its values are spaced by a factor."""
+    name = path.rpartition(".")[2]
+    scale = 0 if x.min() <= 0 else x.max() / x.min()
+    steps = np.diff(np.unique(x))
+    if scale >= 8 and len(steps) > 1 and steps.max() > 3 * steps.min():
+        axes.set_xscale("log")
+        if len(steps) < _N_LINES:
+            axes.set_xticks(np.unique(x), [_text(name, float(v)) for v in np.unique(x)])
+            axes.minorticks_off()
+    elif dimension(name):
+        axes.xaxis.set_major_formatter(lambda value, _: show(float(value), dimension(name), 3))
+    axes.set_xlabel(path)
+
+
+def _scale(name: str, values: np.ndarray) -> tuple[float, str]:
+    """What to multiply a metric by so that its axis reads well, and the axis's label with the unit."""
+    metric = metrics.METRICS.get(name)
+    label = metric.label if metric else name.replace("_", " ")
+    top = float(np.max(np.abs(values)))
+    if metric and metric.percent:
+        return 100.0, f"{label}, %"
+    if (metric.unit if metric else "s" if name.endswith("_s") else "") == "s":
+        factor, unit = next(((f, u) for f, u in ((1.0, "s"), (1e3, "ms")) if top * f >= 1), (1e6, "us"))
+        return factor, f"{label}, {unit}"
+    if metric and metric.unit == "bytes":
+        return 1e-9, f"{label}, GB"
+    words = ((1e-12, "10^12"), (1e-9, "10^9"), (1e-6, "10^6"))
+    factor, word = next(((f, w) for f, w in words if top * f >= 1), (1.0, ""))
+    return factor, ", ".join(piece for piece in (label, word) if piece)
+
+
+def pipeline(answer: Answer):
+    """What every rank of the pipeline does and when; of a long step the beginning and the end."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+
+    from sextant.studies.report import pipeline_spans
+
+    spans = pipeline_spans(answer)
+    ranks = sorted({span.track for span in spans})
+    end_s = max(span.end_s for span in spans)
+    window = end_s * min(1.0, _N_CHUNKS * len(ranks) / len(spans))
+    pieces = [(0.0, end_s)] if window == end_s else [(0.0, window / 2), (end_s - window / 2, end_s)]
+    height = 0.9 + 0.17 * len(ranks)
+    figure, panels = plt.subplots(1, len(pieces), figsize=(9, height), sharey=True, squeeze=False)
+    for axes, (first, last) in zip(panels[0], pieces, strict=True):
+        for kind, (_, colour) in _KINDS.items():
+            for y, rank in enumerate(ranks):
+                bars = [
+                    (span.start_s, span.end_s - span.start_s) for span in spans
+                    if span.kind == kind and span.track == rank and span.end_s > first and span.start_s < last
+                ]  # fmt: skip
+                axes.broken_barh(bars, (y - 0.45, 0.9), color=colour, edgecolor="white", lw=0.3)
+        axes.set_xlim(first, last)
+        axes.set_xlabel("seconds" if len(pieces) == 1 else f"{'first' if first == 0 else 'last'} seconds of the step")
+    panels[0][0].set_yticks(range(len(ranks)), ranks)
+    panels[0][0].tick_params(axis="y", labelsize=7)
+    panels[0][0].invert_yaxis()
+    there = {span.kind for span in spans}
+    named = {label: colour for kind, (label, colour) in _KINDS.items() if kind in there}
+    handles = [Patch(color=colour) for colour in named.values()]
+    figure.legend(handles, list(named), ncol=3, loc="lower center", bbox_to_anchor=(0.5, 0.9), frameon=False)
+    figure.subplots_adjust(wspace=0.05)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write ``figure`` to ``path``, whose suffix is png or svg, without a date; returns the path."""
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     return save(path, lambda f: figure.savefig(f, format=kind, metadata=metadata), "wb")
 
 
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _text(path: str, value: object) -> str:
+    return show(value, dimension(path.rpartition(".")[2])) if isinstance(value, float) else str(value)
 
 
 def _f(value: object) -> float:

@@ -17,8 +17,8 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
     """A file that takes the place of ``path`` when the block ends well, and leaves it alone when it does not."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with os.fdopen(handle, mode, **options) as file:
+        text = "b" not in mode
+        with os.fdopen(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
         os.chmod(name, 0o644)
         os.replace(name, path)
@@ -40,11 +40,12 @@ def folder(path: str | Path) -> Path:
     return place
 
 
-def save(path: Path, write: Callable[[IO], None], mode: str = "w") -> Path:
+def save(path: Path, write: Callable[[IO], object], mode: str = "w") -> Path:
     """Write ``path`` through ``write``, atomically; returns the path. InputError if the disk refuses it."""
     try:
         with replacing(path, mode) as file:
             write(file)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room or name another folder") from None
+        why = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({why}); make room or name another folder") from None
     return path

@@ -19,11 +19,14 @@ _CONTEXT_TOKENS = 4096.0
 
 #: Groups of published figures that a model's dimensions answer.
 _MODEL_GROUPS = {
-    "deepseek-v3": ("deepseek_v3", "deepseek_v3.report", "deepseek_v3.recount", "kv_cache.deepseek_v3", "training_flops.deepseek_v3_671b"),
+    "deepseek-v3": (
+        "deepseek_v3", "deepseek_v3.report", "deepseek_v3.recount", "kv_cache.deepseek_v3",
+        "training_flops.deepseek_v3_671b",
+    ),
     "deepseek-v2": ("deepseek_v2", "deepseek_v2.recount", "training_flops.deepseek_v2_236b"),
     "qwen-2.5-72b": ("kv_cache.qwen_2_5_72b", "training_flops.qwen_72b"),
     "llama-3.1-405b": ("kv_cache.llama_3_1_405b", "training_flops.llama_405b"),
-}
+}  # fmt: skip
 
 
 def published_errors(prefix: str = "") -> list[dict[str, Any]]:

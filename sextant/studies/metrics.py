@@ -48,13 +48,20 @@ _SERVING = (
     Metric(name="tokens_per_s", label="tokens/s", unless=("tokens_per_day",)),
     Metric(name="compute_s", label="compute, both halves", unit="s"),
     Metric(name="communication_s", label="communication, both halves", unit="s"),
-    Metric(name="usd_per_million_tokens", label="USD per million tokens", unit="usd", unless=("usd_per_trillion_tokens",)),
+    Metric(
+        name="usd_per_million_tokens", label="USD per million tokens", unit="usd", unless=("usd_per_trillion_tokens",)
+    ),
     Metric(name="kv_bytes_per_token", label="KV cache per token", unit="bytes", digits=6),
-)
+)  # fmt: skip
 _MEMORY = (
     Metric(name="hbm_bytes", label="HBM used", unit="bytes", headline=False),
     Metric(name="hbm_free_bytes", label="HBM free", unit="bytes", headline=False),
 )
+#: What tells the points of a sweep apart, where the scenario has no objectives.
+_COMPARED = (
+    "step_time_s", "tpot_s", "ttft_s", "mfu_causal", "tokens_per_day", "tokens_per_s_per_device",
+    "usd_per_trillion_tokens", "usd_per_million_tokens", "hbm_bytes",
+)  # fmt: skip
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
 
 
@@ -68,6 +75,12 @@ def headline(names: Iterable[str]) -> list[str]:
     """Those of ``names`` that the short table shows, in its order."""
     have = set(names)
     return [m.name for m in METRICS.values() if m.headline and m.name in have and not have.intersection(m.unless)]
+
+
+def compared(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that tell the points of a sweep apart."""
+    have = set(names)
+    return [n for n in _COMPARED if n in have and not have.intersection(METRICS[n].unless)]
 
 
 def shown(name: str, value: float) -> str:

@@ -31,7 +31,7 @@ _ROWS = {
     "training_flops.deepseek_v3_671b.training_flops_per_token": "DeepSeek-V3, FLOPs per trained token",
     "training_flops.deepseek_v2_236b.training_flops_per_token": "DeepSeek-V2, FLOPs per trained token",
     "training_flops.llama_405b.training_flops_per_token": "Llama 405B, FLOPs per trained token",
-    "training_flops.qwen_72b.training_flops_per_token": "Qwen 72B, FLOPs per trained token (published below 6 per weight)",
+    "training_flops.qwen_72b.training_flops_per_token": "Qwen 72B, the same (published below 6 per weight)",
     "kv_cache.deepseek_v3.kv_bytes_per_token": "DeepSeek-V3, KV cache per token",
 }
 

@@ -57,9 +57,7 @@ def scales(name: str) -> bool:
     return timed and name not in ("step_time_low_s", "step_time_high_s")
 
 
-def comparisons(
-    answer: Answer, point: int = 0, groups: Sequence[str] | None = None
-) -> dict[str, published.Comparison]:
+def comparisons(answer: Answer, point: int = 0, groups: Sequence[str] | None = None) -> dict[str, published.Comparison]:
     """The published figures that the scenario (or ``groups``) asks to be judged by, by metric; the first wins."""
     columns = answer.result.columns
     predicted = {name: float(values[point]) for name, values in columns.items()}
@@ -114,7 +112,7 @@ def versions() -> dict[str, str]:
 
 
 def write(answer: Answer, out: str | Path) -> list[Path]:
-    """Results of ``answer`` in folder ``out``: points.csv, result.json, breakdown.csv and figures; returns the files."""
+    """Results of ``answer`` in folder ``out``: points.csv, result.json, breakdown.csv, figures; returns the files."""
     from sextant.studies import figures
 
     place = folder(out)
@@ -136,7 +134,7 @@ def write_trace(answer: Answer, out: str | Path) -> Path:
 
 
 def simulated(answer: Answer) -> str:
-    """"" if the answer is of one pipeline that the event engine played; else what to change so that it is."""
+    """ "" if the answer is of one pipeline that the event engine played; else what to change so that it is."""
     scenario = answer.question.scenario
     if scenario.load.phase != "training":
         return f"a trace shows a training pipeline, got load.phase: {scenario.load.phase}"
@@ -146,7 +144,7 @@ def simulated(answer: Answer) -> str:
         return f"a trace needs the event engine, got engine: {scenario.engine}; add --set engine=event"
     if scenario.plan.pipeline < 2:
         return "a trace shows a pipeline, got plan.pipeline: 1; raise it"
-    return "" if answer.result.feasible[0] else "a trace needs a feasible plan; sextant run says what is wrong"
+    return ""
 
 
 def pipeline_spans(answer: Answer) -> list[Span]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sextant.simulator.units import dimension, show
 from sextant.studies.cli import plain
-from sextant.studies.metrics import METRICS, shown
+from sextant.studies.metrics import METRICS, compared, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,11 +74,14 @@ def _sweep(found: Answer) -> str:
 
     result, swept = found.result, found.axis_values()
     order = report.best(found)
+    if len(order) > _MAX_ROWS:
+        order.sort(key=lambda i: not result.feasible[i])
     wanted = [n for n in found.question.scenario.objectives if n in result.columns]
-    names = wanted or report.headline(found)[:5]
+    names = wanted or compared(result.columns)
     ok = int(result.feasible.sum())
     heads = [n if wanted else METRICS[n].label for n in names]
-    table = _table(*(f">{_last(path)}" for path in swept), *(f">{head}" for head in heads), "" if ok == len(order) else "limits")
+    last = "" if ok == len(order) else "limits"
+    table = _table(*(f">{_last(path)}" for path in swept), *(f">{head}" for head in heads), last)
     for i in order[:_MAX_ROWS]:
         cells = [_cell(path, values[i]) for path, values in swept.items()]
         cells += [shown(n, float(result.columns[n][i])) for n in names]
@@ -86,7 +89,7 @@ def _sweep(found: Answer) -> str:
     title = f"{plain(found.question.scenario.name)}: {found.n_points:,} points, {ok:,} feasible"
     lines = [title, _text(table)]
     if found.n_points > _MAX_ROWS:
-        what = f"best by {names[0]}" if wanted else "first"
+        what = f"best by {names[0]}" if wanted else "the first that are feasible"
         lines.append(f"({_MAX_ROWS} of {found.n_points:,} shown, {what}; --out DIR writes them all)")
     return "\n".join(lines)
 
@@ -101,21 +104,36 @@ def _cell(path: str, value: Any) -> str:
     return show(float(value), dimension(_last(path))) if isinstance(value, float) else str(value)
 
 
-def file_names(files: Sequence[Path]) -> str:
-    """Names of written files, those that differ only in their suffix together: ``step.png+svg``."""
+def results(folder: Path, files: Sequence[Path]) -> str:
+    """The folder and the names of written files, those that differ only in their suffix together."""
     kinds: dict[str, list[str]] = {}
     for file in sorted(files):
         kinds.setdefault(file.stem, []).append(file.suffix[1:])
-    return ", ".join(f"{stem}.{'+'.join(suffixes)}" for stem, suffixes in kinds.items())
+    names = ", ".join(f"{stem}.{'+'.join(suffixes)}" for stem, suffixes in kinds.items())
+    return "\n".join(_wrapped(f"results: {folder}/: {names}"))
 
 
 def resolved(leaves: Sequence[Leaf]) -> str:
-    """One line per field of a scenario: its value, and the beginning of its source."""
-    table = _table("field", "value", "source", clip=True)
+    """One line per field of a scenario: its value, and the beginning of its source; one for all of a kernel."""
+    rows = [("field", "value", "source")]
+    fits: dict[str, list[Leaf]] = {}
     for leaf in leaves:
-        text = leaf.text.replace("inf rows/s", "unlimited")
-        _add(table, (leaf.path, text, _near(leaf.source)))
-    return _text(table)
+        device, _, fitted = leaf.path.partition(".kernels.")
+        if fitted and leaf.source.startswith("base"):
+            fits.setdefault(f"{device}.kernels.{fitted.partition('.')[0]}", []).append(leaf)
+        else:
+            rows.append((leaf.path, leaf.text.replace("inf rows/s", "unlimited"), _near(leaf.source)))
+    for kernel, found in fits.items():
+        n = sum(".coefficients." in leaf.path for leaf in found)
+        rows.append((kernel, f"{n} coefficients", found[0].source))
+    rows = [tuple(map(plain, row)) for row in rows]
+    first = max(len(row[0]) for row in rows)
+    second = min(28, max(len(row[1]) for row in rows))
+    return "\n".join(_cut(f"{a:{first}}  {b:{second}}  {c}", _width()) for a, b, c in rows)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 4].rstrip() + " ..."
 
 
 def _near(source: str) -> str:
@@ -139,13 +157,15 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _head(name: str) -> str:
-    """A field's name without its unit, which stands beside the values."""
-    unit = dimension(name)
-    return name.removesuffix(unit).removesuffix("_").replace("_", " ") if unit else name.replace("_", " ")
+    """A field's name as words; FLOP/s stand beside their values."""
+    return name.removesuffix("_flops_per_s").replace("_per_", "/").replace("_", " ")
 
 
 def card(found: Mapping[str, Any]) -> str:
-    """A mapping of sections: scalars first, then a section per nested mapping; ``yaml`` as it stands."""
+    """A mapping of sections: scalars first, then a section per nested mapping; ``yaml`` as it stands.
+
+    A kernel is given one line, in which the source of its fit may be cut.
+    """
     sections = {"": {k: v for k, v in found.items() if not isinstance(v, Mapping) and k != "yaml"}}
     sections |= {name: section for name, section in found.items() if isinstance(section, Mapping) and section}
     width = max((len(key) for section in sections.values() for key in section), default=0)
@@ -153,8 +173,11 @@ def card(found: Mapping[str, Any]) -> str:
     for name, section in sections.items():
         rows = []
         for key, value in section.items():
-            first, *rest = textwrap.wrap(_short(key, value), max(40, _width() - width - 2), break_on_hyphens=False) or [""]
-            rows += [f"{plain(key):{width}}  {first}", *(f"{'':{width}}  {line}" for line in rest)]
+            text = _short(_last(key) if dimension(_last(key)) else name, value)
+            first, *rest = textwrap.wrap(text, max(40, _width() - width - 2), break_on_hyphens=False) or [""]
+            if name == "kernels":
+                first, rest = _cut(text, max(40, _width() - width - 2)), []
+            rows += [f"{plain(key) or '(all)':{width}}  {first}", *(f"{'':{width}}  {line}" for line in rest)]
         blocks.append("\n".join([*([f"[{name}]"] if name else []), *rows]))
     if "yaml" in found:
         blocks.append("\n".join(map(plain, found["yaml"].splitlines())))
@@ -193,13 +216,14 @@ def _difference(key: str, delta: float) -> str:
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> str:
     """Published figures beside predictions, then the errors of each group; what was fitted is a footnote."""
-    marks = {text: "*" * (i + 1) for i, text in enumerate(dict.fromkeys(r["fitted"] for r in rows if r["fitted"] != "none"))}
-    table = _table("figure", ">predicted", ">published", ">error", "inside", "")
+    fits = dict.fromkeys(row["fitted"] for row in rows if row["fitted"] != "none")
+    marks = {text: "*" * (i + 1) for i, text in enumerate(fits)}
+    table = _table("figure", ">predicted", ">published", ">error", "inside")
     for row in rows:
         name = _last(row["id"])
         inside = {True: "yes", False: "no", None: ""}[row["inside"]]
         cells = (row["id"], shown(name, row["predicted"]), shown(name, row["published"]), f"{100 * row['error']:+.2f}%")
-        _add(table, (*cells, inside, marks.get(row["fitted"], "")))
+        _add(table, (*cells, inside + marks.get(row["fitted"], "")))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["id"].partition(".")[0], []).append(row)
@@ -236,25 +260,22 @@ def _width() -> int:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(plain(text), min(_width(), 100), subsequent_indent="  ", break_on_hyphens=False, drop_whitespace=True)
+    return textwrap.wrap(plain(text), min(_width(), 100), subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _clipped(text: str) -> str:
     return textwrap.shorten(plain(text), min(_width(), 100), placeholder=" ...")
 
 
-def _table(*columns: str, clip: bool = False) -> Table:
-    """A table with these heads, ``>`` for numbers; with ``clip`` its last column is cut rather than folded."""
+def _table(*columns: str) -> Table:
+    """A table with these heads, ``>`` for numbers."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
-    for i, name in enumerate(columns):
-        cut = clip and i == len(columns) - 1
-        table.add_column(
-            Text(plain(name.lstrip(">"))), justify="right" if name.startswith(">") else "left",
-            overflow="ellipsis" if cut else "fold", no_wrap=cut, ratio=1 if cut else None,
-        )  # fmt: skip
+    for name in columns:
+        side = "right" if name.startswith(">") else "left"
+        table.add_column(Text(plain(name.lstrip(">"))), justify=side, overflow="fold")
     return table
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -22,7 +23,7 @@ _MOST = 1024
 def count(text: str) -> int:
     """The number of processes that ``--workers`` asks for; InputError says what it may be."""
     if re.match(r"[a-z]+://", text):
-        raise InputError(f"--workers {text}: a dask.distributed scheduler is not supported yet; write a number of processes")
+        raise InputError(f"--workers {text}: dask.distributed is not supported yet; write a number of processes")
     if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= _MOST:
         raise InputError(f"--workers {text}: expected a number of processes from 1 to {_MOST}; write for example 4")
     return int(text)
@@ -39,11 +40,12 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
         return answering.answer(asked, progress)
     n = min(n_workers, len(groups))
     # A fresh interpreter per worker: a fork copies locks that other threads may hold.
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
     results: list[Result] = []
     done = 0
     try:
-        parts = pool.map(_evaluate, [scenario for _, scenario in groups], [len(index) for index, _ in groups])
+        with _interrupts_held():
+            parts = pool.map(_evaluate, [scenario for _, scenario in groups], [len(index) for index, _ in groups])
         for (index, _), part in zip(groups, parts, strict=True):
             results.append(part)
             done += len(index)
@@ -54,7 +56,8 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
         for child in multiprocessing.active_children():
             child.terminate()
         if isinstance(error, BrokenProcessPool):
-            raise InputError(f"--workers {n_workers}: a worker process died, perhaps for lack of memory; use fewer") from None
+            remedy = "perhaps for lack of memory; use fewer"
+            raise InputError(f"--workers {n_workers}: a worker process died, {remedy}") from None
         raise
     return join(results, [index for index, _ in groups])
 
@@ -63,5 +66,11 @@ def _evaluate(scenario: Scenario, n_points: int) -> Result:
     return answering.evaluate(scenario, n_points)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started in the block never see an interrupt (Ctrl-C reaches them too): the parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

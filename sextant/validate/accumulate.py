@@ -20,7 +20,9 @@ from sextant.validate.beside import _times_us
 from sextant.validate.measure import Settings, find_target, provenance
 
 #: (m, n) of weights; k tokens.
-SITES = ((1536, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048), (7168, 18432), (8192, 8192))
+SITES = (
+    (1536, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048), (7168, 18432), (8192, 8192),
+)  # fmt: skip
 TOKENS = (1024, 4096, 8192)
 N_BURSTS, BURST_CALLS, IDLE_S = 8, 4, 0.03
 COLUMNS = ("m", "n", "k", "bf16_us", "fp32_us", "accumulate_us")

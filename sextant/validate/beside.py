@@ -30,7 +30,9 @@ N_PROGRAMS = 20
 PAUSES = (None, 0, 8, 24, 64, 160)
 BLOCK = 8192
 SIDE_MS, TIMED_MS, N_ROUNDS = 30.0, 12.0, 5
-COLUMNS = ("call", "n_programs", "side", "pause", "alone_us", "beside_us", "side_alone_bytes_per_s", "side_beside_bytes_per_s")
+COLUMNS = (
+    "call", "n_programs", "side", "pause", "alone_us", "beside_us", "side_alone_bytes_per_s", "side_beside_bytes_per_s",
+)  # fmt: skip
 
 
 @triton.jit
@@ -63,7 +65,8 @@ class Side:
             self.n_iterations = max(200, int(self.n_iterations * SIDE_MS / self.alone_ms()))
 
     def launch(self) -> None:
-        _side[(N_PROGRAMS,)](self.source, self.destination, self.sink, self.n_blocks, self.n_iterations, self.pause,
+        _side[(N_PROGRAMS,)](  # type: ignore[index]
+            self.source, self.destination, self.sink, self.n_blocks, self.n_iterations, self.pause,
                              moves=self.moves, block=BLOCK, num_warps=16)
 
     def alone_ms(self) -> float:
@@ -173,7 +176,8 @@ def main() -> int:
             free = side.bytes_per_s(side.alone_ms())
             us, ms = beside(call, side, n)
             kind = "copy" if side.moves else "spin"
-            rows.append((name, N_PROGRAMS, kind, side.pause, f"{alone:.2f}", f"{us:.2f}", f"{free:.4g}", f"{side.bytes_per_s(ms):.4g}"))
+            moved = f"{free:.4g}", f"{side.bytes_per_s(ms):.4g}"
+            rows.append((name, N_PROGRAMS, kind, side.pause, f"{alone:.2f}", f"{us:.2f}", *moved))
             print(*rows[-1], file=sys.stderr)
             del side
     with out.open("w", newline="", encoding="utf-8") as file:

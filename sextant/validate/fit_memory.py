@@ -174,11 +174,14 @@ def _moved(row: Row) -> tuple[float, float]:
 
 #: Kinds of access with a block of their own, and the measured operators that show them.
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "permute": ("permute",), "transpose": ("requant_transpose",), "norm_backward": ("rmsnorm_backward",), "topk": ("routing:topk",), "index": ("routing:index",),
+    "permute": ("permute",), "transpose": ("requant_transpose",), "norm_backward": ("rmsnorm_backward",),
+    "topk": ("routing:topk",), "index": ("routing:index",),
 }  # fmt: skip
 
 #: Operators that stream their tensors once; a copy through the copy engine is no kernel and not among them.
-STREAMING = ("copy", "rmsnorm", "swiglu", "swiglu_backward", "add", "cast", "cast_transpose", "rope", "unpermute", "adam")
+STREAMING = (
+    "copy", "rmsnorm", "swiglu", "swiglu_backward", "add", "cast", "cast_transpose", "rope", "unpermute", "adam",
+)  # fmt: skip
 
 
 def of_variant(rows: Sequence[Row], variant: str) -> list[Row]:
@@ -192,7 +195,7 @@ def _exact(row: Row) -> str:
 
 
 def fit_memory(rows: Sequence[Row], device: Device, source: str = "", variant: str = "") -> Fitted:
-    """The block ``memory`` (or ``memory_<variant>``) from rows with ``us``; whole shapes of an operator are held out."""
+    """The block ``memory`` (or ``memory_<variant>``) from rows with ``us``; whole shapes are held out."""
     name = f"memory_{variant}" if variant else "memory"
     read, write = moved_bytes(rows)
     measured_s = column(rows, "us") * 1e-6

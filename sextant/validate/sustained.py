@@ -25,6 +25,7 @@ from sextant.validate.measure import Settings, find_target, provenance
 
 CARVED_SMS = (0, 20)
 SUSTAINED_S, COUNTED_S, N_BURSTS, BURST_CALLS, IDLE_S = 4.0, 1.5, 12, 4, 0.1
+_QUERY = ("nvidia-smi", "--query-gpu=clocks.sm,power.draw.instant", "--format=csv,noheader,nounits", "-i", "0")
 COLUMNS = ("call", "carved_sms", "burst_us", "sustained_us", "sm_clock_mhz", "power_w")
 
 
@@ -48,8 +49,7 @@ def sustained(call: Callable[[], object], per_call_us: float) -> tuple[float, fl
     while (spent := time.monotonic() - begin) < SUSTAINED_S:
         query = None
         if spent > SUSTAINED_S - COUNTED_S:
-            command = ("nvidia-smi", "--query-gpu=clocks.sm,power.draw.instant", "--format=csv,noheader,nounits", "-i", "0")
-            query = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            query = subprocess.Popen(_QUERY, stdout=subprocess.PIPE, text=True)
         times = _times_us(call, n)
         if query is not None:
             samples += times

@@ -33,7 +33,9 @@ def test_decode_sweep(benchmark, random):
     swept = replace(
         scenario,
         load=replace(
-            scenario.load, batch=np.round(random.uniform(8, 256, n)), context_tokens=np.round(random.uniform(512, 32768, n))
+            scenario.load,
+            batch=np.round(random.uniform(8, 256, n)),
+            context_tokens=np.round(random.uniform(512, 32768, n)),
         ),
         cluster=paths.put(scenario.cluster, "device.memories.hbm.bandwidth_bytes_per_s", bandwidth),
     )

@@ -69,7 +69,8 @@ def peak(device: Device, format: str, *, lasting: bool = True) -> Num:
 
 
 #: How the clock of a GPU at its power limit rises when SMs rest: share ~ (all SMs / working SMs) ** this. Products on
-#: 112 of 132 SMs of an H200 under lasting load took 4.9% longer than on all (validate/data/measured/h200_sustained.csv).
+#: 112 of 132 SMs of an H200 under lasting load took 4.9% longer than on all
+#: (validate/data/measured/h200_sustained.csv).
 REST_EXPONENT = 0.71
 
 

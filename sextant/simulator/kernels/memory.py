@@ -6,8 +6,9 @@ the L2 cache moves faster than HBM delivers, because the writer's lines are stil
 saves only this share.
 
 Variants name a kind of access with coefficients of its own (block ``memory_<variant>``, else ``memory``): ``permute``
-gathers rows by index, ``transpose`` re-quantises along the other dimension, ``norm_backward`` also sums over tokens; ``topk`` and ``index`` are the many
-small library kernels with which training code selects experts and sorts pairs by expert.
+gathers rows by index, ``transpose`` re-quantises along the other dimension, ``norm_backward`` also sums over tokens;
+``topk`` and ``index`` are the many small library kernels with which training code selects experts and sorts pairs by
+expert.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the block ``memory_<variant>`` or ``memory``: efficiency (share of HBM bandwidth), write_cost (a written byte counts so
-    many read ones), l2_share (of the L2 capacity that holds lines for the next kernel), l2_speedup (over HBM),
-    floor_s. KeyError if the device has no such block."""
+    """Seconds by the block ``memory_<variant>`` or ``memory``: efficiency (share of HBM bandwidth), write_cost (a
+    written byte counts so many read ones), l2_share (of the L2 capacity that holds lines for the next kernel),
+    l2_speedup (over HBM), floor_s. KeyError if the device has no such block."""
     device = cluster.device
     fit = fit_of(device, f"memory_{op.variant}", "memory")
     c = fit.coefficients

@@ -1,7 +1,7 @@
 """The bookkeeping of mixture-of-experts routing, in the plain library kernels that training code runs.
 
-``routing`` variant topk: sigmoid scores with a correction bias, the best groups by the sum of their two best experts, the
-top-k experts within them, normalised weights (``groups`` experts in 8 groups, 4 chosen). Variant index: tokens per
+``routing`` variant topk: sigmoid scores with a correction bias, the best groups by the sum of their two best experts,
+the top-k experts within them, normalised weights (``groups`` experts in 8 groups, 4 chosen). Variant index: tokens per
 expert, the order that sorts (token, expert) pairs by expert, and where every pair goes. Library kernels are launched
 one by one; a fused kernel would be faster.
 """

@@ -3,6 +3,7 @@
 from sextant.workloads.transformer import Transformer
 
 _CONFIG = "deepseek-ai/DeepSeek-V3 inference/configs/config_671B.json"
+_WEIGHTS = "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md"
 _REPORT = "DeepSeek-V3 report arXiv:2412.19437"
 
 MODELS = (
@@ -32,10 +33,10 @@ MODELS = (
         official={"n_parameters": 671e9, "n_activated_parameters": 37e9, "mtp_parameters": 11.5e9},
         source={
             "": _CONFIG,
-            "num_nextn_predict_layers": "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md",
-            "official.n_parameters": "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md, 61 layers without MTP",
+            "num_nextn_predict_layers": _WEIGHTS,
+            "official.n_parameters": _WEIGHTS + ", 61 layers without MTP",
             "official.n_activated_parameters": _REPORT + " s4.2",
-            "official.mtp_parameters": "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md, without the shared embedding and head",
+            "official.mtp_parameters": _WEIGHTS + ", without the shared embedding and head",
         },
     ),
 )

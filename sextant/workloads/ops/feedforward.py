@@ -65,7 +65,8 @@ def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: 
         ]
     shape = {
         "n_tokens": m, "hidden": model.hidden_size, "top_k": model.num_experts_per_tok, "n_gpus": 1.0,
-        "n_experts": n_slots, "max_nodes": node_limit(model), "mode": mode, "n_gpus_per_node": 1.0, "notify": 1.0 - mode,
+        "n_experts": n_slots, "max_nodes": node_limit(model), "mode": mode, "n_gpus_per_node": 1.0,
+        "notify": 1.0 - mode,
     }  # fmt: skip
     return [
         operator(
