@@ -90,9 +90,7 @@ def alone_s(chunk: Sequence[str], layers: Mapping[str, LayerTimes], phase: str) 
     return sum((getattr(layers[part], phase) for part in chunk), 0.0)
 
 
-def pair_tasks(
-    forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]
-) -> list[Task]:
+def pair_tasks(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> list[Task]:
     """Tasks of a forward chunk beside a backward chunk (input and weight gradients) of another micro-batch.
 
     Layers are paired in the order of execution. Per pair the compute stream runs attention F, feed-forward B and W,
@@ -118,9 +116,7 @@ def pair_exposed_s(forward: Sequence[str], backward: Sequence[str], layers: Mapp
     return makespan_s(tasks) - busy_s(tasks, "compute")
 
 
-def _pair(
-    i: int, f: LayerTimes | None, b: LayerTimes | None, last_f: str, last_b: str
-) -> list[Task]:
+def _pair(i: int, f: LayerTimes | None, b: LayerTimes | None, last_f: str, last_b: str) -> list[Task]:
     """One layer forward beside one layer backward; either may be missing where chunks differ in length."""
     after_f, after_b = tuple(filter(None, [last_f])), tuple(filter(None, [last_b]))
     tasks: list[Task] = []
@@ -129,7 +125,9 @@ def _pair(
         tasks.append(Task(name=f"combine_b{i}", stream="communication", seconds=b.combine_b, after=(f"end_b{i}",)))
     if f is not None:
         tasks.append(Task(name=f"attention_f{i}", stream="compute", seconds=f.attention, after=after_f))
-        tasks.append(Task(name=f"dispatch_f{i}", stream="communication", seconds=f.dispatch, after=(f"attention_f{i}",)))
+        tasks.append(
+            Task(name=f"dispatch_f{i}", stream="communication", seconds=f.dispatch, after=(f"attention_f{i}",))
+        )
     if b is not None:
         tasks.append(Task(name=f"mlp_b{i}", stream="compute", seconds=b.mlp_b, after=(f"combine_b{i}",)))
         tasks.append(Task(name=f"dispatch_b{i}", stream="communication", seconds=b.dispatch_b, after=(f"mlp_b{i}",)))

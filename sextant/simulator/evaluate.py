@@ -10,7 +10,6 @@ import numpy as np
 from sextant.simulator.kernels import estimate, with_sms, without_hbm
 from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 
-
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
 _MOST_TAKEN = 0.5
 

@@ -51,7 +51,7 @@ def leaves(record: Any, prefix: str = "") -> dict[str, Any]:
 def take(record: Record, index: Any) -> Record:
     """``record`` with every array in it (shape (n_points,)) replaced by its elements at ``index``."""
     if isinstance(record, np.ndarray):
-        return record[index]  # type: ignore[return-value]
+        return record[index] if record.ndim else record  # type: ignore[return-value]
     if isinstance(record, Mapping):
         return type(record)({key: take(value, index) for key, value in record.items()})  # type: ignore[call-arg]
     if isinstance(record, tuple):

@@ -54,7 +54,7 @@ def instructions(
     if schedule == "dualpipe":
         if n_ranks % 2 or n_micro_batches % 2 or n_micro_batches < 2 * n_ranks:
             raise InputError(
-                f"DualPipe needs an even number of ranks and an even number of micro-batches, at least twice the ranks; "
+                f"DualPipe needs an even number of ranks and of micro-batches, and at least twice as many of these; "
                 f"got {n_ranks} ranks and {n_micro_batches} micro-batches"
             )
         return tuple(_dualpipe(rank, n_ranks, n_micro_batches))
@@ -239,8 +239,9 @@ def bubble_s(
     """Idle seconds of a rank for equal stages and free messages; ``backward_s`` is the full backward chunk.
 
     DeepSeek-V3 report Table 2: 1F1B (P-1)(F+B), ZB1P (P-1)(F+B-2W), DualPipe (P/2-1)(F&B+B-3W). Interleaved divides
-    the bubble of 1F1B, counted in chunks of a whole rank, by its virtual stages. Holds for the usual order of times
-    (W no longer than F and than the input gradient).
+    the bubble of 1F1B, counted in chunks of a whole rank, by its virtual stages. The event engine gives exactly this
+    where W is no longer than F and than the input gradient; for DualPipe where all three are equal, on its most idle
+    rank, and within a quarter of it where W is shorter.
     """
     _known(schedule)
     if schedule == "dualpipe":

@@ -15,15 +15,19 @@ from sextant.studies import axes, catalogue
 from sextant.studies.limits import plan_limits
 from sextant.studies.scenario import Check, Question, load
 
-#: A plan's field that each divisibility limit is about, for errors that name a place in the file.
+#: The fields that each limit is about, for errors that name a place in the file: the first is blamed.
 _BLAME = {
-    "divisibility: heads by tensor": "plan.tensor",
-    "divisibility: routed and redundant experts by expert": "plan.expert",
-    "divisibility: data x tensor by expert": "plan.expert",
-    "divisibility: expert without routed experts": "plan.expert",
-    "devices: tensor x context x pipeline x data exceeds the cluster": "plan.data",
-    "unsupported: context parallelism is not modelled yet": "plan.context",
-}
+    "divisibility: heads by tensor": ("plan.tensor", "model.num_attention_heads"),
+    "divisibility: routed and redundant experts by expert": (
+        "plan.expert", "plan.redundant_experts", "model.n_routed_experts",
+    ),
+    "divisibility: data x tensor by expert": ("plan.expert", "plan.data", "plan.tensor"),
+    "divisibility: expert without routed experts": ("plan.expert", "model.n_routed_experts"),
+    "devices: tensor x context x pipeline x data exceeds the cluster": (
+        "plan.data", "plan.tensor", "plan.pipeline", "plan.context", "cluster.n_devices",
+    ),
+    "unsupported: context parallelism is not modelled yet": ("plan.context",),
+}  # fmt: skip
 
 
 def question(given: str | Path, sets: Sequence[str] = ()) -> Question:
@@ -98,9 +102,9 @@ def _bounded(found: Result, scenario: Scenario) -> Result:
 def _divisible(scenario: Scenario):
     for reason, broken in plan_limits(scenario).items():
         if bool(np.any(broken)):
-            field = _BLAME[reason]
-            value = getattr(scenario.plan, field.removeprefix("plan."))
-            yield field, f"{reason.partition(': ')[2]} does not work out, got {value:g}; {_remedy(reason, scenario)}"
+            fields = _BLAME[reason]
+            value = getattr(scenario.plan, fields[0].removeprefix("plan."))
+            yield fields, f"{reason.partition(': ')[2]} does not work out, got {value:g}; {_remedy(reason, scenario)}"
 
 
 def _remedy(reason: str, scenario: Scenario) -> str:

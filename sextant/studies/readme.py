@@ -1,6 +1,6 @@
 """Regenerate the README's figure and error tables from fresh runs.
 
-    python -m sextant.studies.readme README.md docs/figures
+python -m sextant.studies.readme README.md docs/figures
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sextant.simulator import cost
+from sextant.simulator import cost, des
 from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.chunk import LayerTimes, layer_times
-from sextant.simulator import des
 from sextant.simulator.evaluate import TimedStep, provenance_shares, time_ops
 from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.result import result

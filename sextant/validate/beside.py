@@ -66,8 +66,16 @@ class Side:
 
     def launch(self) -> None:
         _side[(N_PROGRAMS,)](  # type: ignore[index]
-            self.source, self.destination, self.sink, self.n_blocks, self.n_iterations, self.pause,
-                             moves=self.moves, block=BLOCK, num_warps=16)
+            self.source,
+            self.destination,
+            self.sink,
+            self.n_blocks,
+            self.n_iterations,
+            self.pause,
+            moves=self.moves,
+            block=BLOCK,
+            num_warps=16,
+        )
 
     def alone_ms(self) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -84,6 +92,7 @@ class Side:
 
 def calls() -> dict[str, Callable[[], object]]:
     """The compute kernels: large enough that whole waves hardly matter."""
+
     def bf16(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=torch.bfloat16, device="cuda")
 

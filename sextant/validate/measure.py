@@ -28,8 +28,18 @@ from sextant.validate import timer
 from sextant.validate.cases import CASE_COLUMNS, Case, case_key, case_set, read_cases
 from sextant.validate.kernels import Target, prepare
 
-RESULT_COLUMNS = ("us", "us_p10", "us_p90", "n_repeats", "timing", "library", "read_bytes", "write_bytes",
-                  "sm_clock_mhz", "error")
+RESULT_COLUMNS = (
+    "us",
+    "us_p10",
+    "us_p90",
+    "n_repeats",
+    "timing",
+    "library",
+    "read_bytes",
+    "write_bytes",
+    "sm_clock_mhz",
+    "error",
+)
 COLUMNS = CASE_COLUMNS + RESULT_COLUMNS
 #: Above this much memory kept by the allocator it is given back between cases.
 KEPT_BYTES = 40 * 2**30
@@ -71,12 +81,15 @@ def provenance(target: Target, *, cases: str, settings: Settings, note: str = ""
     """Where the numbers come from: device, driver, versions, date (UTC), command, revision, clocks, notes."""
     found = {
         "device": torch.cuda.get_device_name(0) if target.cuda else "cpu",
-        "torch": torch.__version__, "cuda": str(torch.version.cuda or ""),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda or ""),
         "cudnn": str(torch.backends.cudnn.version() or "") if target.cuda else "",
-        "python": sys.version.split()[0], "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": f"python -m sextant.validate.measure --cases {cases}", "note": note,
+        "python": sys.version.split()[0],
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": f"python -m sextant.validate.measure --cases {cases}",
+        "note": note,
         "timing": f"{settings.budget_us / 1e3:g} ms a case, {settings.min_repeats} to {settings.max_repeats} samples; "
-                  "graph = rotated inputs in a CUDA graph, flush = L2 overwritten before each call, host = host clock",
+        "graph = rotated inputs in a CUDA graph, flush = L2 overwritten before each call, host = host clock",
         "traffic": "read_bytes and write_bytes count every input read once and every output written once",
         "revision": _output_of(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]),
     }
@@ -90,8 +103,13 @@ def provenance(target: Target, *, cases: str, settings: Settings, note: str = ""
         found["sms"], found["l2_bytes"] = str(target.n_sms), str(target.l2_bytes)
         fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,memory.total"
         values = _output_of(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"])
-        found |= dict(zip(("driver", "sm_clock_at_start", "sm_clock_max", "memory_clock", "power_limit", "memory"),
-                          (value.strip() for value in values.split(",")), strict=False))
+        found |= dict(
+            zip(
+                ("driver", "sm_clock_at_start", "sm_clock_max", "memory_clock", "power_limit", "memory"),
+                (value.strip() for value in values.split(",")),
+                strict=False,
+            )
+        )
     return {key: " ".join(value.split()) for key, value in found.items()}
 
 
@@ -139,8 +157,9 @@ def done_keys(path: Path, header: Mapping[str, str]) -> set[tuple[str, ...]]:
         return set()
     before, rows = read_results(path)
     if before.get("device") != header["device"]:
-        raise ValueError(f"{path}: was measured on {before.get('device')!r}, this is {header['device']!r}; "
-                         "write to another file")
+        raise ValueError(
+            f"{path}: was measured on {before.get('device')!r}, this is {header['device']!r}; write to another file"
+        )
     return {case_key(row) for row in rows}
 
 
@@ -150,12 +169,17 @@ def measure_case(case: Case, target: Target, settings: Settings) -> dict[str, st
     prepared = prepare(case, target)
     prepared.check()
     make = prepared.sampler or (lambda: timer.sampler_for(prepared.calls, cuda=target.cuda))
-    timing = timer.repeat(make(), budget_us=settings.budget_us, min_repeats=settings.min_repeats,
-                          max_repeats=settings.max_repeats)
+    timing = timer.repeat(
+        make(), budget_us=settings.budget_us, min_repeats=settings.min_repeats, max_repeats=settings.max_repeats
+    )
     return dict(case) | {
-        "us": f"{timing.us:.3f}", "us_p10": f"{timing.us_p10:.3f}", "us_p90": f"{timing.us_p90:.3f}",
-        "n_repeats": timing.n_repeats, "timing": timing.timing,
-        "library": prepared.library, "read_bytes": f"{prepared.read_bytes:.0f}",
+        "us": f"{timing.us:.3f}",
+        "us_p10": f"{timing.us_p10:.3f}",
+        "us_p90": f"{timing.us_p90:.3f}",
+        "n_repeats": timing.n_repeats,
+        "timing": timing.timing,
+        "library": prepared.library,
+        "read_bytes": f"{prepared.read_bytes:.0f}",
         "write_bytes": f"{prepared.write_bytes:.0f}",
         "sm_clock_mhz": "" if timing.sm_clock_mhz is None else f"{timing.sm_clock_mhz:.0f}",
     }
@@ -178,8 +202,15 @@ def _tidy(target: Target) -> None:
         raise BrokenDeviceError(_message(error)) from error
 
 
-def measure_all(cases: Sequence[Case], path: Path, target: Target, settings: Settings, *, header: Mapping[str, str],
-                report: Callable[[str], None]) -> Counter[str]:
+def measure_all(
+    cases: Sequence[Case],
+    path: Path,
+    target: Target,
+    settings: Settings,
+    *,
+    header: Mapping[str, str],
+    report: Callable[[str], None],
+) -> Counter[str]:
     """Measure the cases that are not in ``path`` yet and append them.
 
     Returns how many were measured, failed, skipped (already there) and left (no time).
@@ -207,8 +238,10 @@ def measure_all(cases: Sequence[Case], path: Path, target: Target, settings: Set
             file.flush()
             shape = " ".join(f"{key}={value}" for key, value in case.items() if key != "op")
             outcome = row.get("error") or f"{row['us']} us"
-            report(f"[{i + 1}/{len(cases)} {time.monotonic() - start_s:.0f}s +{time.monotonic() - case_start_s:.2f}s] "
-                   f"{case['op']} {shape}: {outcome}")
+            report(
+                f"[{i + 1}/{len(cases)} {time.monotonic() - start_s:.0f}s +{time.monotonic() - case_start_s:.2f}s] "
+                f"{case['op']} {shape}: {outcome}"
+            )
             _tidy(target)
     return counts
 

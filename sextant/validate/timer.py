@@ -68,8 +68,14 @@ def summarise(samples_us: Sequence[float], *, timing: str, sm_clock_mhz: float |
     if values.size == 0 or not bool(np.all(np.isfinite(values) & (values > 0.0))):
         raise ValueError(f"timing: samples must be positive and finite, got {list(samples_us)[:5]}")
     low, median, high = np.percentile(values, (10.0, 50.0, 90.0))
-    return Timing(us=float(median), us_p10=float(low), us_p90=float(high), n_repeats=int(values.size), timing=timing,
-                  sm_clock_mhz=sm_clock_mhz)
+    return Timing(
+        us=float(median),
+        us_p10=float(low),
+        us_p90=float(high),
+        n_repeats=int(values.size),
+        timing=timing,
+        sm_clock_mhz=sm_clock_mhz,
+    )
 
 
 def repeat(sampler: Sampler, *, budget_us: float = 40_000.0, min_repeats: int = 7, max_repeats: int = 50) -> Timing:

@@ -57,7 +57,8 @@ def dense_layer(model, shape: Shape, part: str = "dense_layer") -> list[Op]:
     place, m = shape.place(part, "mlp"), shape.n_tokens
     ops = attention_half(part, model, shape)
     ops += residual_norm("mlp_norm", place, m, model.hidden_size)
-    return ops + feedforward.gated("mlp", place, m, model.hidden_size, model.intermediate_size, shape.recipe)
+    ops += feedforward.gated("mlp", place, m, model.hidden_size, model.intermediate_size, shape.recipe)
+    return ops + _forward_again(ops, shape)
 
 
 def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
@@ -75,7 +76,20 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     if bool(model.n_shared_experts > 0):
         width = model.n_shared_experts * model.moe_intermediate_size
         ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe)
-    return ops + feedforward.routed(mlp, model, recipe, m, shape.copies, shape.n_slots)
+    ops += feedforward.routed(mlp, model, recipe, m, shape.copies, shape.n_slots)
+    return ops + _forward_again(ops, shape)
+
+
+def _forward_again(ops: list[Op], shape: Shape) -> list[Op]:
+    """Under recompute ``full`` a layer keeps only its input, and runs forward again before its backward pass."""
+    if shape.phase != "training" or "full" not in shape.recompute:
+        return []
+    messages = {"dispatch": "dispatch_backward", "combine": "combine_backward"}
+    return [
+        replace(op, name=f"{op.name}_recompute", phase="backward_input", block=messages.get(op.block, op.block))
+        for op in ops
+        if op.phase == "forward"
+    ]
 
 
 def embedding(model, shape: Shape) -> list[Op]:

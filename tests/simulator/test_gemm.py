@@ -169,7 +169,11 @@ def test_the_correction_applies_inside_its_knots_and_vanishes_outside() -> None:
 def test_correction_weights_are_those_that_the_estimate_uses() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(0.0, 0.05, (len(tiles.CORRECTION_TILES), len(tiles.CORRECTION_K)))
-    table = {key: v for keys, row in zip(tiles.CORRECTION_KEYS, values, strict=True) for key, v in zip(keys, row, strict=True)}  # noqa: E501
+    table = {
+        key: v
+        for keys, row in zip(tiles.CORRECTION_KEYS, values, strict=True)
+        for key, v in zip(keys, row, strict=True)
+    }
     fit = replace(KERNELS["gemm_bf16"], coefficients={**TUNED, **table})
     m, n, k = (np.round(2.0 ** rng.uniform(low, 15.0, 200)) for low in (0.0, 5.0, 5.0))
     ratio = gemm(m, n, k, device=replace(H100, kernels={"gemm_bf16": fit})).seconds / gemm(m, n, k).seconds

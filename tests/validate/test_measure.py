@@ -18,10 +18,30 @@ CASES: list[case_lists.Case] = [
     {"op": "gemm", "format": "bf16", "direction": "forward", "m": 16, "n": 32, "k": 64},
     {"op": "gemm", "format": "bf16", "direction": "backward", "variant": "wgrad", "m": 32, "n": 64, "k": 16},
     {"op": "gemm", "format": "fp8_block", "direction": "forward", "m": 4, "n": 192, "k": 256},
-    {"op": "grouped_gemm", "format": "fp8", "direction": "forward", "groups": 2, "tokens_per_group": 4,
-     "n": 16, "k": 32},
-    {"op": "attention", "phase": "prefill", "format": "bf16", "direction": "backward", "variant": "cudnn", "batch": 1,
-     "heads": 4, "kv_heads": 2, "q_len": 96, "kv_len": 96, "head_dim": 32, "v_head_dim": 16, "causal": 1},
+    {
+        "op": "grouped_gemm",
+        "format": "fp8",
+        "direction": "forward",
+        "groups": 2,
+        "tokens_per_group": 4,
+        "n": 16,
+        "k": 32,
+    },
+    {
+        "op": "attention",
+        "phase": "prefill",
+        "format": "bf16",
+        "direction": "backward",
+        "variant": "cudnn",
+        "batch": 1,
+        "heads": 4,
+        "kv_heads": 2,
+        "q_len": 96,
+        "kv_len": 96,
+        "head_dim": 32,
+        "v_head_dim": 16,
+        "causal": 1,
+    },
     {"op": "swiglu", "format": "fp8", "direction": "forward", "n_tokens": 4, "expert_ffn": 256},
     {"op": "requant_transpose", "format": "fp8", "direction": "backward", "n_tokens": 128, "hidden": 128},
     {"op": "unpermute", "format": "bf16", "direction": "forward", "n_tokens": 4, "hidden": 64, "top_k": 2},
@@ -97,8 +117,15 @@ def test_a_second_run_adds_only_what_is_missing(tmp_path: Path, capsys):
 def test_failed_rows_are_tried_again_on_request_only(tmp_path: Path, monkeypatch):
     """A case that failed once stays failed until asked for, and is then measured; good rows are kept as they are."""
     with monkeypatch.context() as broken:
-        broken.setattr(measure, "prepare", lambda case, target: kernels.prepare(case, target) if case["op"] == "adam"
-                       else (_ for _ in ()).throw(RuntimeError("no memory")))
+        broken.setattr(
+            measure,
+            "prepare",
+            lambda case, target: (
+                kernels.prepare(case, target)
+                if case["op"] == "adam"
+                else (_ for _ in ()).throw(RuntimeError("no memory"))
+            ),
+        )
         _, out = run(tmp_path, [CASES[0], CASES[8]])
     before = measure.read_results(out)[1]
     assert [bool(row["error"]) for row in before] == [True, False]

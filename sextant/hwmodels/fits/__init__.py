@@ -1,11 +1,11 @@
 """Fitted kernel coefficients, one YAML file per GPU: written by validate, read by the catalogue.
 
-    gemm_bf16:
-      coefficients: {launch_s: 1.2e-06, ...}
-      low: 0.88            # factors on predicted seconds that hold 90% of held-out measurements
-      high: 1.12
-      provenance: fitted
-      source: ...
+gemm_bf16:
+  coefficients: {launch_s: 1.2e-06, ...}
+  low: 0.88            # factors on predicted seconds that hold 90% of held-out measurements
+  high: 1.12
+  provenance: fitted
+  source: ...
 """
 
 from __future__ import annotations

@@ -163,9 +163,7 @@ def _low_latency(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
     return _timed(op, link_s, fixed_s, {"memory": 0.0 * link_s, "link": link_s}, cluster, fit)
 
 
-def _timed(
-    op: Op, busy_s: Num, fixed_s: Num, limits: Mapping[str, Num], cluster: Cluster, fit: KernelFit
-) -> Estimate:
+def _timed(op: Op, busy_s: Num, fixed_s: Num, limits: Mapping[str, Num], cluster: Cluster, fit: KernelFit) -> Estimate:
     # A group of one GPU exchanges nothing.
     alone = np.asarray(op.shape["n_gpus"]) <= 1
     floor_s = np.maximum(cluster.device.launch_s, fixed_s)

@@ -146,6 +146,9 @@ def rotated(
             require_close(out, reference, what=f"output {i}")
 
     return Prepared(
-        calls=tuple(partial(run, *one) for one in sets), check=check,
-        library=library if target.fused else CPU_LIBRARY, read_bytes=read_bytes, write_bytes=write_bytes,
+        calls=tuple(partial(run, *one) for one in sets),
+        check=check,
+        library=library if target.fused else CPU_LIBRARY,
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
     )

@@ -58,8 +58,13 @@ def build_adam(case: Case, target: Target) -> Prepared:
                 # bf16 rounds to 0.2% at most, or truncates to 0.4%
                 require_close(out[end], reference, what=f"output {i}", tolerance=5e-3)
 
-    return Prepared(calls=tuple(partial(step, *one) for one in sets), check=check, read_bytes=read_bytes,
-                    write_bytes=write_bytes, library="triton" if target.fused else CPU_LIBRARY)
+    return Prepared(
+        calls=tuple(partial(step, *one) for one in sets),
+        check=check,
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+        library="triton" if target.fused else CPU_LIBRARY,
+    )
 
 
 BUILDERS = {"adam": build_adam}

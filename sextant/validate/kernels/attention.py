@@ -26,13 +26,18 @@ N_CHECKED = 64
 def _draw(case: Case, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v and the output's gradient, each [batch, heads, tokens, dim] over memory [batch, tokens, heads, dim]."""
     batch, heads, kv_heads, q_len, kv_len, head_dim, v_head_dim = sizes(
-        case, "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim")
+        case, "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim"
+    )
 
     def one(n_heads: int, length: int, dim: int) -> Tensor:
         return torch.randn((batch, length, n_heads, dim), dtype=torch.bfloat16, device=target.device).transpose(1, 2)
 
-    return (one(heads, q_len, head_dim), one(kv_heads, kv_len, head_dim), one(kv_heads, kv_len, v_head_dim),
-            one(heads, q_len, v_head_dim))
+    return (
+        one(heads, q_len, head_dim),
+        one(kv_heads, kv_len, head_dim),
+        one(kv_heads, kv_len, v_head_dim),
+        one(heads, q_len, v_head_dim),
+    )
 
 
 def reference_tail(q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, causal: bool) -> dict[str, Tensor]:
@@ -114,8 +119,9 @@ def build_attention(case: Case, target: Target) -> Prepared:
     else:
         calls = tuple(partial(forward, *one[:3]) for one in sets)
     library = {"cudnn": "cudnn_sdpa", "flash": "flash_attention_2_torch"}[variant]
-    return Prepared(calls=calls, check=check, library=target.library(library), read_bytes=read_bytes,
-                    write_bytes=write_bytes)
+    return Prepared(
+        calls=calls, check=check, library=target.library(library), read_bytes=read_bytes, write_bytes=write_bytes
+    )
 
 
 BUILDERS = {"attention": build_attention}

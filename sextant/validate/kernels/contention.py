@@ -106,8 +106,14 @@ def build_contention(case: Case, target: Target) -> Prepared:
     timed, other = (gemm, copy) if variant.startswith("gemm") else (copy, gemm)
     sampler = None if variant.endswith("alone") else partial(BesideSampler, timed, other, label="beside")
     traffic = (2.0 * k * (m + n), 2.0 * m * n) if timed is gemm else (float(n_bytes), float(n_bytes))
-    return Prepared(calls=(timed,), check=check, library="cublas" if timed is gemm else "triton", sampler=sampler,
-                    read_bytes=traffic[0], write_bytes=traffic[1])
+    return Prepared(
+        calls=(timed,),
+        check=check,
+        library="cublas" if timed is gemm else "triton",
+        sampler=sampler,
+        read_bytes=traffic[0],
+        write_bytes=traffic[1],
+    )
 
 
 BUILDERS = {"contention": build_contention}

@@ -87,9 +87,12 @@ def build_rmsnorm(case: Case, target: Target) -> Prepared:
     n_tokens, hidden = sizes(case, "n_tokens", "hidden")
     code = _device_code(target)
     return rotated(
-        target, inputs=lambda: (_randn(target, n_tokens, hidden), _randn(target, hidden)),
-        fused=code.rmsnorm if code else _rmsnorm, eager=_rmsnorm,
-        read_bytes=2.0 * (n_tokens + 1) * hidden, write_bytes=2.0 * n_tokens * hidden,
+        target,
+        inputs=lambda: (_randn(target, n_tokens, hidden), _randn(target, hidden)),
+        fused=code.rmsnorm if code else _rmsnorm,
+        eager=_rmsnorm,
+        read_bytes=2.0 * (n_tokens + 1) * hidden,
+        write_bytes=2.0 * n_tokens * hidden,
     )
 
 
@@ -99,9 +102,12 @@ def build_rmsnorm_backward(case: Case, target: Target) -> Prepared:
     code = _device_code(target)
     fused = partial(code.rmsnorm_backward, n_programs=2 * target.n_sms) if code else _rmsnorm_backward
     return rotated(
-        target, fused=fused, eager=_rmsnorm_backward,
+        target,
+        fused=fused,
+        eager=_rmsnorm_backward,
         inputs=lambda: (_randn(target, n_tokens, hidden), _randn(target, hidden), _randn(target, n_tokens, hidden)),
-        read_bytes=2.0 * (2 * n_tokens + 1) * hidden, write_bytes=2.0 * (n_tokens + 1) * hidden,
+        read_bytes=2.0 * (2 * n_tokens + 1) * hidden,
+        write_bytes=2.0 * (n_tokens + 1) * hidden,
     )
 
 
@@ -117,8 +123,14 @@ def build_swiglu(case: Case, target: Target) -> Prepared:
         fused, eager = (code.swiglu_cast if code else _swiglu_cast), _swiglu_cast
     else:
         fused, eager = (code.swiglu if code else _swiglu), _swiglu
-    return rotated(target, inputs=lambda: (_randn(target, n_tokens, 2 * width),), fused=fused, eager=eager,
-                   read_bytes=4.0 * n_tokens * width, write_bytes=written)
+    return rotated(
+        target,
+        inputs=lambda: (_randn(target, n_tokens, 2 * width),),
+        fused=fused,
+        eager=eager,
+        read_bytes=4.0 * n_tokens * width,
+        write_bytes=written,
+    )
 
 
 def _swiglu_cast(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,9 +142,12 @@ def build_swiglu_backward(case: Case, target: Target) -> Prepared:
     n_tokens, width = sizes(case, "n_tokens", "expert_ffn")
     code = _device_code(target)
     return rotated(
-        target, inputs=lambda: (_randn(target, n_tokens, 2 * width), _randn(target, n_tokens, width)),
-        fused=code.swiglu_backward if code else _swiglu_backward, eager=_swiglu_backward,
-        read_bytes=6.0 * n_tokens * width, write_bytes=4.0 * n_tokens * width,
+        target,
+        inputs=lambda: (_randn(target, n_tokens, 2 * width), _randn(target, n_tokens, width)),
+        fused=code.swiglu_backward if code else _swiglu_backward,
+        eager=_swiglu_backward,
+        read_bytes=6.0 * n_tokens * width,
+        write_bytes=4.0 * n_tokens * width,
     )
 
 
@@ -141,8 +156,12 @@ def build_cast(case: Case, target: Target) -> Prepared:
     n_tokens, hidden = sizes(case, "n_tokens", "hidden")
     code = _device_code(target)
     return rotated(
-        target, inputs=lambda: (_randn(target, n_tokens, hidden),), fused=code.cast if code else quantise_rows,
-        eager=quantise_rows, read_bytes=2.0 * n_tokens * hidden, write_bytes=n_tokens * hidden * (1.0 + 4 / 128),
+        target,
+        inputs=lambda: (_randn(target, n_tokens, hidden),),
+        fused=code.cast if code else quantise_rows,
+        eager=quantise_rows,
+        read_bytes=2.0 * n_tokens * hidden,
+        write_bytes=n_tokens * hidden * (1.0 + 4 / 128),
     )
 
 
@@ -158,9 +177,12 @@ def build_cast_transpose(case: Case, target: Target) -> Prepared:
     n_tokens, hidden = _tokens_and_hidden(case)
     code = _device_code(target)
     return rotated(
-        target, inputs=lambda: (_randn(target, n_tokens, hidden),),
-        fused=code.cast_transpose if code else _quantise_columns, eager=_quantise_columns,
-        read_bytes=2.0 * n_tokens * hidden, write_bytes=n_tokens * hidden * (1.0 + 4 / 128),
+        target,
+        inputs=lambda: (_randn(target, n_tokens, hidden),),
+        fused=code.cast_transpose if code else _quantise_columns,
+        eager=_quantise_columns,
+        read_bytes=2.0 * n_tokens * hidden,
+        write_bytes=n_tokens * hidden * (1.0 + 4 / 128),
     )
 
 
@@ -170,9 +192,12 @@ def build_requant_transpose(case: Case, target: Target) -> Prepared:
     code = _device_code(target)
     moved = n_tokens * hidden * (1.0 + 4 / 128)
     return rotated(
-        target, inputs=lambda: quantise_rows(_randn(target, n_tokens, hidden)),
-        fused=code.requant_transpose if code else _requant_transpose, eager=_requant_transpose,
-        read_bytes=moved, write_bytes=moved,
+        target,
+        inputs=lambda: quantise_rows(_randn(target, n_tokens, hidden)),
+        fused=code.requant_transpose if code else _requant_transpose,
+        eager=_requant_transpose,
+        read_bytes=moved,
+        write_bytes=moved,
     )
 
 
@@ -186,8 +211,14 @@ def build_rope(case: Case, target: Target) -> Prepared:
         return torch.randn((n_tokens, heads, head_dim), dtype=BF16, device=target.device), angle.cos(), angle.sin()
 
     moved = 2.0 * n_tokens * heads * head_dim
-    return rotated(target, inputs=inputs, fused=code.rope if code else _rope, eager=_rope,
-                   read_bytes=moved + 4.0 * n_tokens * head_dim, write_bytes=moved)
+    return rotated(
+        target,
+        inputs=inputs,
+        fused=code.rope if code else _rope,
+        eager=_rope,
+        read_bytes=moved + 4.0 * n_tokens * head_dim,
+        write_bytes=moved,
+    )
 
 
 BUILDERS = {

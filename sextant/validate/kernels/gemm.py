@@ -44,8 +44,9 @@ def _scaled(operand: Tensor, scale: Tensor | None, picked: Tensor, dtype: torch.
     return values * per_row if scale.shape[1] == 1 else values * per_row.repeat_interleave(128, dim=1)[:, :k]
 
 
-def sampled_check(out: Tensor, a: Tensor, b: Tensor, *, tolerance: float, a_scale: Tensor | None = None,
-                  b_scale: Tensor | None = None) -> None:
+def sampled_check(
+    out: Tensor, a: Tensor, b: Tensor, *, tolerance: float, a_scale: Tensor | None = None, b_scale: Tensor | None = None
+) -> None:
     """Compare sampled entries of out[m, n] with a[m, k] b[n, k]^T in float64; raises ``ValueError`` on a difference."""
     rows, cols = _picked(a.shape[0], N_CHECKED_ROWS, a.device), _picked(b.shape[0], N_CHECKED_COLS, a.device)
     reference = _scaled(a, a_scale, rows, torch.float64) @ _scaled(b, b_scale, cols, torch.float64).t()
@@ -66,11 +67,17 @@ def _bf16(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]],
         return torch.randn(shape, dtype=torch.bfloat16, device=target.device)
 
     if variant == "wgrad":
-        return (lambda: (draw(k, m), draw(k, n)), lambda dy, x: dy.t() @ x,
-                lambda out, dy, x: sampled_check(out, dy.t(), x.t(), tolerance=1e-2))
+        return (
+            lambda: (draw(k, m), draw(k, n)),
+            lambda dy, x: dy.t() @ x,
+            lambda out, dy, x: sampled_check(out, dy.t(), x.t(), tolerance=1e-2),
+        )
     if variant == "dgrad":
-        return (lambda: (draw(m, k), draw(k, n)), torch.mm,
-                lambda out, dy, w: sampled_check(out, dy, w.t(), tolerance=1e-2))
+        return (
+            lambda: (draw(m, k), draw(k, n)),
+            torch.mm,
+            lambda out, dy, w: sampled_check(out, dy, w.t(), tolerance=1e-2),
+        )
     return (lambda: (draw(m, k), draw(n, k)), F.linear, partial(sampled_check, tolerance=1e-2))
 
 
@@ -86,7 +93,11 @@ def _fp8(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], 
             exact = (a.float() * a_scale.unsqueeze(1)) @ (b.float() * b_scale.unsqueeze(1)).t()
             return exact.to(torch.bfloat16)
         return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-            a, b.t(), scale_a=a_scale.unsqueeze(1), scale_b=b_scale.unsqueeze(0), out_dtype=torch.bfloat16,
+            a,
+            b.t(),
+            scale_a=a_scale.unsqueeze(1),
+            scale_b=b_scale.unsqueeze(0),
+            out_dtype=torch.bfloat16,
             use_fast_accum=fast,
         )
 
@@ -116,7 +127,12 @@ def _fp8_block(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, .
             return (left @ _scaled(b, b_scale[:, :n_k], torch.arange(n), torch.float32).t()).to(torch.bfloat16)
         recipes = F.ScalingType  # type: ignore[attr-defined]
         return F.scaled_mm(  # type: ignore[attr-defined]
-            a, b.t(), a_scale, recipes.BlockWise1x128, b_scale.t(), recipes.BlockWise128x128,
+            a,
+            b.t(),
+            a_scale,
+            recipes.BlockWise1x128,
+            b_scale.t(),
+            recipes.BlockWise128x128,
             output_dtype=torch.bfloat16,
         )
 
@@ -164,8 +180,13 @@ def build_gemm(case: Case, target: Target) -> Prepared:
     read_bytes = float(element_bytes * k * (m + n)) + scale_bytes
     write_bytes = (4.0 if fmt == "fp8_block" and case.get("variant") == "wgrad" else 2.0) * m * n
     sets = [draw() for _ in range(target.n_sets(read_bytes + write_bytes))]
-    return Prepared(calls=tuple(partial(product, *one) for one in sets), library=target.library(library),
-                    check=lambda: check(product(*sets[0]), *sets[0]), read_bytes=read_bytes, write_bytes=write_bytes)
+    return Prepared(
+        calls=tuple(partial(product, *one) for one in sets),
+        library=target.library(library),
+        check=lambda: check(product(*sets[0]), *sets[0]),
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+    )
 
 
 BUILDERS = {"gemm": build_gemm}

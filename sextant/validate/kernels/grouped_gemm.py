@@ -31,8 +31,10 @@ def _forward(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...
     ends = _ends(groups, tokens, target)
 
     def draw() -> tuple[Tensor, ...]:
-        return tuple(torch.randn(shape, dtype=torch.bfloat16, device=target.device)
-                     for shape in ((groups * tokens, k), (groups, n, k)))
+        return tuple(
+            torch.randn(shape, dtype=torch.bfloat16, device=target.device)
+            for shape in ((groups * tokens, k), (groups, n, k))
+        )
 
     def product(x: Tensor, w: Tensor) -> Tensor:
         if not target.cuda:
@@ -55,8 +57,9 @@ def _wgrad(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]]
     ends = _ends(groups, tokens, target)
 
     def draw() -> tuple[Tensor, ...]:
-        return tuple(torch.randn((groups * tokens, width), dtype=torch.bfloat16, device=target.device)
-                     for width in (n, k))
+        return tuple(
+            torch.randn((groups * tokens, width), dtype=torch.bfloat16, device=target.device) for width in (n, k)
+        )
 
     def product(dy: Tensor, x: Tensor) -> Tensor:
         if not target.cuda:
@@ -83,13 +86,25 @@ def _fp8(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], 
             parts = [left[rows] @ right[g].t() for g, rows in enumerate(_all_rows(groups, tokens))]
             return torch.cat(parts).to(torch.bfloat16)
         return torch._scaled_grouped_mm(  # pyright: ignore[reportPrivateImportUsage]
-            x, w.transpose(-2, -1), x_scale, w_scale, offs=ends, out_dtype=torch.bfloat16, use_fast_accum=True,
+            x,
+            w.transpose(-2, -1),
+            x_scale,
+            w_scale,
+            offs=ends,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
 
     def check(out: Tensor, x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> None:
         for g, rows in _slices(groups, tokens):
-            sampled_check(out[rows], x[rows], w[g], tolerance=2e-2, a_scale=x_scale[rows].unsqueeze(1),
-                          b_scale=w_scale[g].unsqueeze(1))
+            sampled_check(
+                out[rows],
+                x[rows],
+                w[g],
+                tolerance=2e-2,
+                a_scale=x_scale[rows].unsqueeze(1),
+                b_scale=w_scale[g].unsqueeze(1),
+            )
 
     return draw, product, check
 
@@ -110,8 +125,13 @@ def build_grouped_gemm(case: Case, target: Target) -> Prepared:
     else:
         read_bytes, write_bytes = 2.0 * (rows * k + weights), 2.0 * rows * n
     sets = [draw() for _ in range(target.n_sets(read_bytes + write_bytes))]
-    return Prepared(calls=tuple(partial(product, *one) for one in sets), library=target.library("cutlass"),
-                    check=lambda: check(product(*sets[0]), *sets[0]), read_bytes=read_bytes, write_bytes=write_bytes)
+    return Prepared(
+        calls=tuple(partial(product, *one) for one in sets),
+        library=target.library("cutlass"),
+        check=lambda: check(product(*sets[0]), *sets[0]),
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+    )
 
 
 BUILDERS = {"grouped_gemm": build_grouped_gemm}

@@ -38,8 +38,13 @@ def build(case: Case, target: Target) -> Prepared:
         if not torch.equal(source.cpu(), destination.cpu()):
             raise ValueError("check: the copy differs from its source")
 
-    return Prepared(calls=tuple(partial(move, *pair) for pair in pairs), check=check, read_bytes=float(n_bytes),
-                    write_bytes=float(n_bytes), library=target.library("cuda_memcpy_async"))
+    return Prepared(
+        calls=tuple(partial(move, *pair) for pair in pairs),
+        check=check,
+        read_bytes=float(n_bytes),
+        write_bytes=float(n_bytes),
+        library=target.library("cuda_memcpy_async"),
+    )
 
 
 BUILDERS = {"h2d": build, "d2h": build}

@@ -54,8 +54,14 @@ def build_add(case: Case, target: Target) -> Prepared:
     def inputs() -> tuple[Tensor, ...]:
         return tuple(torch.randn((n_tokens, hidden), dtype=BF16, device=target.device) for _ in range(2))
 
-    return rotated(target, inputs=inputs, fused=code.add if code else _added, eager=_added,
-                   read_bytes=4.0 * n_tokens * hidden, write_bytes=2.0 * n_tokens * hidden)
+    return rotated(
+        target,
+        inputs=inputs,
+        fused=code.add if code else _added,
+        eager=_added,
+        read_bytes=4.0 * n_tokens * hidden,
+        write_bytes=2.0 * n_tokens * hidden,
+    )
 
 
 def build_copy(case: Case, target: Target) -> Prepared:
@@ -74,9 +80,15 @@ def build_copy(case: Case, target: Target) -> Prepared:
     def reference(source: Tensor, destination: Tensor) -> tuple[Tensor]:
         return (source,)
 
-    prepared = rotated(target, inputs=inputs, fused=fused, eager=_copied if not target.fused else reference,
-                       read_bytes=float(n_bytes), write_bytes=float(n_bytes),
-                       library="triton" if code else target.library("cuda_memcpy"))
+    prepared = rotated(
+        target,
+        inputs=inputs,
+        fused=fused,
+        eager=_copied if not target.fused else reference,
+        read_bytes=float(n_bytes),
+        write_bytes=float(n_bytes),
+        library="triton" if code else target.library("cuda_memcpy"),
+    )
     return prepared
 
 
@@ -90,9 +102,14 @@ def build_permute(case: Case, target: Target) -> Prepared:
         order = torch.randperm(n_tokens * top_k, device=target.device) // top_k
         return _rows(case, target, n_tokens, hidden), order.to(torch.int32)
 
-    return rotated(target, inputs=inputs, fused=code.gather_rows if code else _taken, eager=_taken,
-                   read_bytes=float(n_tokens * (width_bytes + 4 * top_k)),
-                   write_bytes=float(n_tokens * top_k * width_bytes))
+    return rotated(
+        target,
+        inputs=inputs,
+        fused=code.gather_rows if code else _taken,
+        eager=_taken,
+        read_bytes=float(n_tokens * (width_bytes + 4 * top_k)),
+        write_bytes=float(n_tokens * top_k * width_bytes),
+    )
 
 
 def build_unpermute(case: Case, target: Target) -> Prepared:
@@ -105,8 +122,14 @@ def build_unpermute(case: Case, target: Target) -> Prepared:
         weight = torch.rand((n_tokens, top_k), device=target.device)
         return torch.randn((n_tokens * top_k, hidden), dtype=BF16, device=target.device), position, weight
 
-    return rotated(target, inputs=inputs, fused=code.weighted_sum if code else _weighted_sum, eager=_weighted_sum,
-                   read_bytes=float(n_tokens * top_k * (2 * hidden + 8)), write_bytes=2.0 * n_tokens * hidden)
+    return rotated(
+        target,
+        inputs=inputs,
+        fused=code.weighted_sum if code else _weighted_sum,
+        eager=_weighted_sum,
+        read_bytes=float(n_tokens * top_k * (2 * hidden + 8)),
+        write_bytes=2.0 * n_tokens * hidden,
+    )
 
 
 def build_gather(case: Case, target: Target) -> Prepared:
@@ -130,8 +153,14 @@ def build_gather(case: Case, target: Target) -> Prepared:
     def inputs() -> tuple[Tensor, ...]:
         return table, torch.randint(0, n_rows, (lookups,), dtype=torch.int32, device=target.device)
 
-    return rotated(target, inputs=inputs, fused=code.gather_rows if code else _taken, eager=_taken,
-                   read_bytes=float(lookups * (2 * dim + 4)), write_bytes=2.0 * lookups * dim)
+    return rotated(
+        target,
+        inputs=inputs,
+        fused=code.gather_rows if code else _taken,
+        eager=_taken,
+        read_bytes=float(lookups * (2 * dim + 4)),
+        write_bytes=2.0 * lookups * dim,
+    )
 
 
 BUILDERS = {

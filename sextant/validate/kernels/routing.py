@@ -74,8 +74,9 @@ def build_routing(case: Case, target: Target) -> Prepared:
 
     read = 4.0 * n_tokens * n_experts if variant == "topk" else 8.0 * n_tokens * top_k
     write = (8.0 + 4.0) * n_tokens * top_k if variant == "topk" else 16.0 * n_tokens * top_k
-    return Prepared(calls=tuple(calls), check=check, library=target.library("torch_eager"), read_bytes=read,
-                    write_bytes=write)
+    return Prepared(
+        calls=tuple(calls), check=check, library=target.library("torch_eager"), read_bytes=read, write_bytes=write
+    )
 
 
 BUILDERS = {"routing": build_routing}

@@ -67,8 +67,9 @@ def rmsnorm_backward(x: Tensor, w: Tensor, dy: Tensor, *, n_programs: int) -> tu
     n_programs = min(n_programs, n_tokens)
     partial_dw = torch.empty((n_programs, hidden), dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(hidden)
-    _rmsnorm_backward[(n_programs,)](x, w, dy, dx, partial_dw, n_tokens, EPS, HIDDEN=hidden, BLOCK=block,
-                                     num_warps=16 if block > 2048 else 4)
+    _rmsnorm_backward[(n_programs,)](
+        x, w, dy, dx, partial_dw, n_tokens, EPS, HIDDEN=hidden, BLOCK=block, num_warps=16 if block > 2048 else 4
+    )
     return dx, partial_dw.sum(0).to(torch.bfloat16)
 
 
@@ -179,8 +180,17 @@ def _transposed(x: Tensor, of_rows: Tensor | None) -> tuple[Tensor, Tensor]:
     q = torch.empty((hidden, n_tokens), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((n_tokens // 128, hidden), dtype=torch.float32, device=x.device)
     grid = (hidden // 64, n_tokens // 128)
-    _transpose[grid](x, scale if of_rows is None else of_rows, q, scale, n_tokens, HIDDEN=hidden, COLS=64,
-                     SCALED=of_rows is not None, num_warps=4)
+    _transpose[grid](
+        x,
+        scale if of_rows is None else of_rows,
+        q,
+        scale,
+        n_tokens,
+        HIDDEN=hidden,
+        COLS=64,
+        SCALED=of_rows is not None,
+        num_warps=4,
+    )
     return q, scale.t()
 
 

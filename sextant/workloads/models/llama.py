@@ -16,7 +16,7 @@ MODELS = (
         intermediate_size=53248.0,
         official={"n_parameters": 405e9, "n_activated_parameters": 405e9},
         source={
-            "": "Llama-3.1-405B config.json as quoted in public model tables; cache size confirmed by arXiv:2505.09343v2",
+            "": "Llama-3.1-405B config.json as quoted in public model tables; cache size as in arXiv:2505.09343v2",
         },
     ),
 )

@@ -11,7 +11,9 @@ from sextant.workloads.ops.linear import linear
 from sextant.workloads.ops.memory import Place, moved, norm
 
 
-def core(place: Place, batch: Num, heads: Num, kv_heads: Num, q_len: Num, kv_len: Num, dim: Num, v_dim: Num) -> list[Op]:
+def core(
+    place: Place, batch: Num, heads: Num, kv_heads: Num, q_len: Num, kv_len: Num, dim: Num, v_dim: Num
+) -> list[Op]:
     """The attention kernel on expanded keys and values, causal, forward and (training) backward."""
     shape = {
         "batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len,
@@ -47,7 +49,9 @@ def mla_expanded(place: Place, model, recipe: Recipe, batch: Num, seq: Num, kv_l
     if place.training and recipe.saved_attention != "bf16":
         size = m * width
         ops.append(moved("attention_output_save", place, 2.0 * size, BYTES[recipe.saved_attention] * size))
-        ops.append(moved("attention_output_load", place, BYTES[recipe.saved_attention] * size, 2.0 * size, "backward_input"))
+        ops.append(
+            moved("attention_output_load", place, BYTES[recipe.saved_attention] * size, 2.0 * size, "backward_input")
+        )
     ops += linear("o_proj", place, m, model.hidden_size, width, recipe, split="k")
     return ops
 
