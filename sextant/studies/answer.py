@@ -52,10 +52,10 @@ def evaluate(scenario: Scenario, n_points: int = 1) -> Result:
     if scenario.load.phase == "training":
         from sextant.studies.training import evaluate_training
 
-        return _bounded(evaluate_training(scenario, n_points), scenario)
+        return _noted(_bounded(evaluate_training(scenario, n_points), scenario), scenario)
     from sextant.studies.serving import evaluate_serving
 
-    return _bounded(evaluate_serving(scenario, n_points), scenario)
+    return _noted(_bounded(evaluate_serving(scenario, n_points), scenario), scenario)
 
 
 def answer(asked: Question, progress: Callable[[int], None] = lambda n: None) -> Result:
@@ -78,6 +78,15 @@ def structural(scenario: Scenario) -> frozenset[str]:
     if scenario.load.phase == "training":
         fixed |= {path for path in swept if path.startswith("model.") or path == "load.context_tokens"}
     return frozenset(fixed)
+
+
+def _noted(found: Result, scenario: Scenario) -> Result:
+    """``found`` with a note of whose kernels the device's times come from, where they are not its own."""
+    device = scenario.cluster.device
+    if not any("taken over from" in fit.source for fit in device.kernels.values()):
+        return found
+    note = f"kernel coefficients of {device.name}: {device.source.get('kernels', 'taken over from other GPUs')}"
+    return replace(found, warnings=(*found.warnings, note))
 
 
 def _bounded(found: Result, scenario: Scenario) -> Result:

@@ -8,7 +8,6 @@ Per shape, BF16 operands (cuBLAS): the product written in BF16, written in FP32,
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
@@ -16,8 +15,7 @@ from statistics import median
 
 import torch
 
-from sextant.validate.beside import _times_us
-from sextant.validate.measure import Settings, find_target, provenance
+from sextant.validate.beside import times_us, write_rows
 
 #: (m, n) of weights; k tokens.
 SITES = (
@@ -33,7 +31,7 @@ def _median_us(call) -> float:
     for _ in range(N_BURSTS):
         time.sleep(IDLE_S)
         call()
-        samples += _times_us(call, BURST_CALLS)
+        samples += times_us(call, BURST_CALLS)
     return median(samples)
 
 
@@ -42,7 +40,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="sextant.validate.accumulate", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=Path)
     out = parser.parse_args().out
-    header = provenance(find_target("cuda"), cases="accumulate", settings=Settings())
     rows = []
     for m, n in SITES:
         for k in TOKENS:
@@ -57,9 +54,7 @@ def main() -> int:
             )
             rows.append((m, n, k, *(f"{t:.2f}" for t in times)))
             print(*rows[-1], file=sys.stderr)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {key}: {value}\n" for key, value in header.items())
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_rows(out, "accumulate", COLUMNS, rows)
     return 0
 
 

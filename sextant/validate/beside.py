@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -134,7 +134,8 @@ def calls() -> dict[str, Callable[[], object]]:
     }
 
 
-def _times_us(call: Callable[[], object], n: int) -> list[float]:
+def times_us(call: Callable[[], object], n: int) -> list[float]:
+    """Microseconds of ``n`` calls in a row, each between two events."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
     events[0].record()
     for event in events[1:]:
@@ -156,7 +157,7 @@ def beside(call: Callable[[], object], side: Side, n: int) -> tuple[float, float
             end.record()
         torch.cuda._sleep(200_000)
         started.record()
-        times = _times_us(call, n)
+        times = times_us(call, n)
         ends, at = begin.elapsed_time(end), begin.elapsed_time(started)
         for i, us in enumerate(times):
             at += us * 1e-3
@@ -168,17 +169,24 @@ def beside(call: Callable[[], object], side: Side, n: int) -> tuple[float, float
     return median(samples), median(spans)
 
 
+def write_rows(path: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A file of measurements with its provenance in the header; ``name`` is the program that made it."""
+    header = provenance(find_target("cuda"), cases=name, settings=Settings())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.writelines(f"# {key}: {value}\n" for key, value in header.items())
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+
+
 def main() -> int:
     """Measure everything and write the file."""
     parser = argparse.ArgumentParser(prog="sextant.validate.beside", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=Path)
     out = parser.parse_args().out
-    header = provenance(find_target("cuda"), cases="beside", settings=Settings())
     rows = []
     for name, call in calls().items():
         for _ in range(20):
             call()
-        alone = median(_times_us(call, 60)[20:])
+        alone = median(times_us(call, 60)[20:])
         n = max(4, int(TIMED_MS * 1e3 / alone))
         for pause in PAUSES:
             side = Side(pause)
@@ -189,9 +197,7 @@ def main() -> int:
             rows.append((name, N_PROGRAMS, kind, side.pause, f"{alone:.2f}", f"{us:.2f}", *moved))
             print(*rows[-1], file=sys.stderr)
             del side
-    with out.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {key}: {value}\n" for key, value in header.items())
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_rows(out, "beside", COLUMNS, rows)
     return 0
 
 

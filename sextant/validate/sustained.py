@@ -10,7 +10,6 @@ all SMs and on those that a communication kernel would leave (the library's SM c
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
 import time
@@ -20,8 +19,7 @@ from statistics import median
 
 import torch
 
-from sextant.validate.beside import _times_us, calls
-from sextant.validate.measure import Settings, find_target, provenance
+from sextant.validate.beside import calls, times_us, write_rows
 
 CARVED_SMS = (0, 20)
 SUSTAINED_S, COUNTED_S, N_BURSTS, BURST_CALLS, IDLE_S = 4.0, 1.5, 12, 4, 0.1
@@ -35,7 +33,7 @@ def burst_us(call: Callable[[], object]) -> float:
     for _ in range(N_BURSTS):
         time.sleep(IDLE_S)
         call()
-        samples += _times_us(call, BURST_CALLS)
+        samples += times_us(call, BURST_CALLS)
     return median(samples)
 
 
@@ -50,7 +48,7 @@ def sustained(call: Callable[[], object], per_call_us: float) -> tuple[float, fl
         query = None
         if spent > SUSTAINED_S - COUNTED_S:
             query = subprocess.Popen(_QUERY, stdout=subprocess.PIPE, text=True)
-        times = _times_us(call, n)
+        times = times_us(call, n)
         if query is not None:
             samples += times
             out, _ = query.communicate()
@@ -65,7 +63,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="sextant.validate.sustained", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=Path)
     out = parser.parse_args().out
-    header = provenance(find_target("cuda"), cases="sustained", settings=Settings())
     rows = []
     for name, call in calls().items():
         for carved in CARVED_SMS:
@@ -74,9 +71,7 @@ def main() -> int:
             long, clock, power = sustained(call, burst)
             rows.append((name, carved, f"{burst:.2f}", f"{long:.2f}", f"{clock:.0f}", f"{power:.0f}"))
             print(*rows[-1], file=sys.stderr)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {key}: {value}\n" for key, value in header.items())
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_rows(out, "sustained", COLUMNS, rows)
     return 0
 
 

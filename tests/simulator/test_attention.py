@@ -124,8 +124,9 @@ def test_wider_heads_never_faster_once_tiles_are_full(drawn: dict, variant: str,
 
 @given(shapes, st.sampled_from([2.0, 3.0]))
 def test_a_longer_cache_never_faster(drawn: dict, factor: float) -> None:
+    """Up to a thousandth: a longer cache may be split into parts that fill the SMs a little better."""
     shape = make({**drawn, "q_len": 1, "more": max(drawn["more"], 1), "v_head_dim": drawn["head_dim"]})
-    assert time({**shape, "kv_len": shape["kv_len"] * factor}).seconds >= time(shape).seconds * (1 - 1e-12)
+    assert time({**shape, "kv_len": shape["kv_len"] * factor}).seconds >= time(shape).seconds * (1 - 1e-3)
 
 
 def test_an_array_across_decode_and_prefill_is_its_scalars() -> None:

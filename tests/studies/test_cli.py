@@ -309,7 +309,9 @@ def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from sextant.simulator.errors import InputError
     from sextant.studies import answer
 
-    asked = answer.question(DECODE, ["axes.plan.overlap=[none, two_batch]", "axes.plan.pipeline=[1, 2, 3, 4, 5, 6]"])
+    asked = answer.question(
+        DECODE, ["axes.plan.overlap=[none, two_batch]", "axes.plan.pipeline={linspace: [1, 400, 400]}"]
+    )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def kill(_: int) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import Work, fit_of
-from sextant.simulator.types import PROVENANCES, Cluster, Estimate, Link, Num, Op
+from sextant.simulator.kernels.hops import links, nodes
+from sextant.simulator.types import PROVENANCES, Cluster, Estimate, Num, Op
 
 VARIANTS = ("all_gather", "all_reduce", "all_to_all", "broadcast", "reduce_scatter", "send_recv")
 
@@ -38,7 +39,7 @@ def hop_bytes(shape: Mapping[str, Num], variant: str) -> tuple[Num, Num]:
     if variant not in VARIANTS:
         raise InputError(f"collective: unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
     size = shape["message_bytes"]
-    n_nodes, local = _nodes(shape)
+    n_nodes, local = nodes(shape)
     beyond, within = 1.0 - 1.0 / n_nodes, 1.0 - 1.0 / local
     several = np.asarray(shape["n_gpus"]) > 1
     if variant == "all_to_all":
@@ -69,8 +70,8 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     """
     fit = fit_of(cluster.device, "collective")
     c, s = fit.coefficients, op.shape
-    n_nodes, local = _nodes(s)
-    inner, outer = _links(cluster, n_nodes)
+    n_nodes, local = nodes(s)
+    inner, outer = links(cluster, n_nodes)
     inner_bytes, outer_bytes = hop_bytes(s, op.variant)
     best = c["direct_efficiency"] if op.variant == "all_to_all" else c["ring_efficiency"]
     share = best * (1.0 - c["pair_loss"] * 2.0 / np.maximum(local, 2.0))
@@ -93,20 +94,6 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         high=seconds * fit.high * np.where(beyond, OUTER_HIGH, 1.0),
         limits={"link": link_s, "launch": fixed_s}, provenance=worst if beyond.any() else fit.provenance,
     )  # fmt: skip
-
-
-def _nodes(shape: Mapping[str, Num]) -> tuple[Num, Num]:
-    local = np.minimum(shape["n_gpus"], shape["n_gpus_per_node"])
-    return np.ceil(shape["n_gpus"] / local), local
-
-
-def _links(cluster: Cluster, n_nodes: Num) -> tuple[Link, Link]:
-    tiers = list(cluster.tiers.values())
-    if len(tiers) < 2 and np.any(np.asarray(n_nodes) > 1):
-        raise InputError(
-            f"cluster {cluster.name!r} has {len(tiers)} tier of links; a group of {np.max(n_nodes):.0f} nodes needs two"
-        )
-    return tiers[0].link, tiers[min(1, len(tiers) - 1)].link
 
 
 def _steps(variant: str, local: Num, n_nodes: Num) -> tuple[Num, Num]:

@@ -24,6 +24,8 @@ from scipy.special import gammaln
 
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import BYTES, Work, fit_of
+from sextant.simulator.kernels.hops import links
+from sextant.simulator.kernels.hops import nodes as nodes_of
 from sextant.simulator.types import PROVENANCES, Cluster, Estimate, KernelFit, Link, Num, Op
 
 VARIANTS = ("dispatch", "combine")
@@ -49,7 +51,7 @@ def distinct(n_choices: Num, n_items: Num, n_bins: Num) -> Num:
 
 def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
     """Expected distinct nodes and distinct GPUs of one token's experts, its own node and GPU included."""
-    n_nodes, per_node = _nodes(shape)
+    n_nodes, per_node = nodes_of(shape)
     chosen = np.minimum(shape.get("max_nodes", np.inf), n_nodes)
     reachable = shape["n_experts"] * chosen / n_nodes
     nodes = distinct(shape["top_k"], reachable, chosen)
@@ -58,7 +60,7 @@ def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
 
 def hop_bytes(shape: Mapping[str, Num], format: str) -> tuple[Num, Num]:
     """Bytes that one GPU sends over InfiniBand and over NVLink (in normal mode including what it forwards)."""
-    n_nodes, per_node = _nodes(shape)
+    n_nodes, per_node = nodes_of(shape)
     token_bytes = shape["hidden"] * BYTES[format] * shape["n_tokens"]
     nodes, gpus = destinations(shape)
     low_latency = np.asarray(shape.get("mode", 0.0)) > 0
@@ -103,20 +105,6 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     )
 
 
-def _nodes(shape: Mapping[str, Num]) -> tuple[Num, Num]:
-    per_node = np.minimum(shape["n_gpus"], shape["n_gpus_per_node"])
-    return np.ceil(shape["n_gpus"] / per_node), per_node
-
-
-def _links(cluster: Cluster, n_nodes: Num) -> tuple[Link, Link]:
-    tiers = list(cluster.tiers.values())
-    if len(tiers) < 2 and np.any(np.asarray(n_nodes) > 1):
-        raise InputError(
-            f"cluster {cluster.name!r} has {len(tiers)} tier of links; a group of {np.max(n_nodes):.0f} nodes needs two"
-        )
-    return tiers[0].link, tiers[min(1, len(tiers) - 1)].link
-
-
 def _rate(link: Link, share: Num) -> Num:
     return link.bandwidth_bytes_per_s * share
 
@@ -127,8 +115,8 @@ def _normal(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
     dispatch_s, combine_s (fixed), hop_s (each doubling of the nodes beyond two), chunk_s (of a pipeline that is
     divided as well as possible, see ``collective``), notify_s, notify_hop_s (between nodes only)."""
     c, s = fit.coefficients, op.shape
-    n_nodes, _ = _nodes(s)
-    inner, outer = _links(cluster, n_nodes)
+    n_nodes, _ = nodes_of(s)
+    inner, outer = links(cluster, n_nodes)
     infiniband, nvlink = hop_bytes(s, op.format)
     link_s = np.maximum(
         infiniband / _rate(outer, c["infiniband_efficiency"]), nvlink / _rate(inner, c["nvlink_efficiency"])
@@ -151,8 +139,8 @@ def _low_latency(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
     """Coefficients: infiniband_efficiency, dispatch_nvlink_efficiency, combine_nvlink_efficiency, dispatch_s,
     combine_s (fixed), node_s (more when the group spans nodes), hop_s (each doubling beyond two)."""
     c = fit.coefficients
-    n_nodes, _ = _nodes(op.shape)
-    inner, outer = _links(cluster, n_nodes)
+    n_nodes, _ = nodes_of(op.shape)
+    inner, outer = links(cluster, n_nodes)
     infiniband, nvlink = hop_bytes(op.shape, op.format)
     link_s = np.maximum(
         infiniband / _rate(outer, c["infiniband_efficiency"]),
