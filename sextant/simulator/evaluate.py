@@ -74,6 +74,17 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
     return TimedStep(step=step, ops=tuple(timed))
 
 
+def is_message(op: Op) -> bool:
+    """Whether an operator sends something, on a stream of its own or (tensor parallelism) in line with compute."""
+    return op.kind in ("collective", "expert_exchange")
+
+
+def in_line_s(timed: TimedStep, layers: Mapping[str, Num]) -> Num:
+    """Seconds of messages that stand in line with compute, in ``layers`` occurrences of each part: all exposed."""
+    inline = (t for t in timed.ops if is_message(t.op) and t.op.stream == "compute")
+    return sum((t.seconds * layers.get(t.op.part, 0.0) for t in inline), 0.0)
+
+
 def communication_share(timed: TimedStep, device: Device) -> Num:
     """Share of the HBM bandwidth that a layer's messages take, on average over its compute, while both run at once."""
     traffic: Num = 0.0
@@ -88,6 +99,15 @@ def communication_share(timed: TimedStep, device: Device) -> Num:
     if not np.any(np.asarray(seconds) > 0):
         return 0.0
     return np.minimum(traffic / seconds / device.memories["hbm"].bandwidth_bytes_per_s, _MOST_TAKEN)
+
+
+def interval(timed: TimedStep, layers: Mapping[str, Num]) -> tuple[Num, Num]:
+    """The 90% interval of the step as factors: every operator at its own low or high end at once (fully correlated)."""
+    sums = {end: 0.0 for end in ("seconds", "low", "high")}
+    for item in timed.ops:
+        weight = layers.get(item.op.part, 1.0) * item.op.count
+        sums = {end: total + weight * getattr(item.time, end) for end, total in sums.items()}
+    return sums["low"] / sums["seconds"], sums["high"] / sums["seconds"]
 
 
 def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, float]:

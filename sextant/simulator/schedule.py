@@ -208,12 +208,13 @@ def counts(
 def in_flight(schedule: str, rank: int, n_ranks: int, n_micro_batches: Num, virtual_stages: int = 1) -> list[Num]:
     """The most micro-batches whose activations each stage of ``rank`` holds at once, in the order of its stages.
 
-    From forward to the end of the weight gradient. GPipe holds all, the others as many from twice the ranks upward.
+    From forward to the end of the weight gradient. GPipe holds all; the others as many for any number of micro-batches,
+    or all of them where there are fewer.
     """
     held = stages_of_ranks(schedule, n_ranks, virtual_stages)[rank]
     if schedule == "gpipe":
         return [n_micro_batches for _ in held]
-    return list(_peaks(schedule, rank, n_ranks, virtual_stages))
+    return [np.minimum(peak, n_micro_batches) for peak in _peaks(schedule, rank, n_ranks, virtual_stages)]
 
 
 @lru_cache(maxsize=4096)
@@ -239,15 +240,24 @@ def bubble_s(
     """Idle seconds of a rank for equal stages and free messages; ``backward_s`` is the full backward chunk.
 
     DeepSeek-V3 report Table 2: 1F1B (P-1)(F+B), ZB1P (P-1)(F+B-2W), DualPipe (P/2-1)(F&B+B-3W). Interleaved divides
-    the bubble of 1F1B, counted in chunks of a whole rank, by its virtual stages. The event engine gives exactly this
-    where W is no longer than F and than the input gradient; for DualPipe where all three are equal, on its most idle
-    rank, and within a quarter of it where W is shorter.
+    the bubble of 1F1B, counted in chunks of a whole rank, by its virtual stages. With I = B-W the input gradient, the
+    event engine idles
+
+    - exactly so on every rank under GPipe, 1F1B and interleaved;
+    - (P-1) max(F, I, F+I-W) under ZB1P from P micro-batches upward, which is returned: the published term is the last
+      one, the largest where W is no longer than F and than I;
+    - (P/2-1)(F&B-2W) + max((P/2-1) F, (P/2-1) I - F) on the most idle rank under DualPipe, while W is no longer than F
+      and than I and a pair takes between max(F, B) and F+B. That is the published term, which is returned, where F = I;
+      it is below it by min(F, (P/2-1)(I-F)), so by one forward chunk at most, where I is longer, and above it by
+      (P/2-1)(F-I) where I is shorter. Rank r idles max(P/2-2-min(r, P-1-r), 0) (F+B-F&B) less: it overlaps fewer
+      chunks, and works longer instead.
     """
     _known(schedule)
     if schedule == "dualpipe":
         return (n_ranks / 2.0 - 1.0) * (pair_s + backward_s - 3.0 * weight_s)
     if schedule == "zb1p":
-        return (n_ranks - 1.0) * (forward_s + backward_s - 2.0 * weight_s)
+        inputs = backward_s - weight_s
+        return (n_ranks - 1.0) * np.maximum(np.maximum(forward_s, inputs), forward_s + inputs - weight_s)
     return (n_ranks - 1.0) * (forward_s + backward_s) / (virtual_stages if schedule == "interleaved" else 1.0)
 
 

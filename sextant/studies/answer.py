@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sextant.simulator.result import join
+from sextant.simulator import paths
+from sextant.simulator.result import join, result
 from sextant.simulator.types import Result, Scenario
 from sextant.studies import axes, catalogue
-from sextant.studies.limits import plan_limits
+from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.scenario import Check, Question, load
 
 #: The fields that each limit is about, for errors that name a place in the file: the first is blamed.
@@ -27,6 +28,17 @@ _BLAME = {
         "plan.data", "plan.tensor", "plan.pipeline", "plan.context", "cluster.n_devices",
     ),
     "unsupported: context parallelism is not modelled yet": ("plan.context",),
+    "unsupported: pipelines are not modelled in serving yet": ("plan.pipeline", "load.phase"),
+    "unsupported: more tensor ranks than key-value heads are not modelled yet": (
+        "plan.tensor", "model.num_key_value_heads",
+    ),
+    "unsupported: only ZeRO 0 to 3 exist": ("plan.zero_stage",),
+    "sms: overlapped exchange needs n_comm_sms": ("plan.n_comm_sms", "plan.overlap", "plan.expert"),
+    "choice: experts per token among routed experts": ("model.num_experts_per_tok", "model.n_routed_experts"),
+    "sms: compute on the SMs that n_comm_sms leaves": ("plan.n_comm_sms", "cluster.device.n_sms"),
+    "divisibility: layers by layers_per_stage": (
+        "plan.layers_per_stage", "plan.pipeline", "plan.virtual_stages", "model.num_hidden_layers",
+    ),
 }  # fmt: skip
 
 
@@ -38,6 +50,8 @@ def question(given: str | Path, sets: Sequence[str] = ()) -> Question:
 
 def locate(given: str | Path) -> str | Path:
     """``given``, or where the package ships it: a scenario is found by name, and by its path inside the package."""
+    if "\n" in str(given):  # the text of a scenario, not its place
+        return given
     path = Path(given)
     if path.exists():
         return given
@@ -48,14 +62,27 @@ def locate(given: str | Path) -> str | Path:
 
 
 def evaluate(scenario: Scenario, n_points: int = 1) -> Result:
-    """Metrics of a scenario whose swept fields are arrays of shape (n_points,)."""
+    """Metrics of a scenario whose swept fields are arrays of shape (n_points,).
+
+    Points that no plan can be made of are not evaluated: their metrics are 0, and their limits say why.
+    """
+    return _noted(_bounded(_evaluated(scenario, n_points), scenario), scenario)
+
+
+def _evaluated(scenario: Scenario, n_points: int) -> Result:
+    bad = np.broadcast_to(np.any(np.broadcast_arrays(*undefined(scenario).values()), axis=0), (n_points,))
+    if bad.all():
+        return result(n_points, {"step_time_s": 0.0}, plan_limits(scenario))
+    if bad.any():
+        index = [np.flatnonzero(~bad), np.flatnonzero(bad)]
+        return join([_evaluated(paths.take(scenario, i), len(i)) for i in index], index)
     if scenario.load.phase == "training":
         from sextant.studies.training import evaluate_training
 
-        return _noted(_bounded(evaluate_training(scenario, n_points), scenario), scenario)
+        return evaluate_training(scenario, n_points)
     from sextant.studies.serving import evaluate_serving
 
-    return _noted(_bounded(evaluate_serving(scenario, n_points), scenario), scenario)
+    return evaluate_serving(scenario, n_points)
 
 
 def answer(asked: Question, progress: Callable[[int], None] = lambda n: None) -> Result:
@@ -75,6 +102,8 @@ def structural(scenario: Scenario) -> frozenset[str]:
     """Axes that a sweep evaluates value by value. In training the stages depend on every dimension of the model."""
     swept = set(scenario.axes)
     fixed = set(catalogue.STRUCTURAL)
+    # Whether there are experts at all decides what is built.
+    fixed |= {path for path in swept if path == "model.n_routed_experts" and 0 in scenario.axes[path]}
     if scenario.load.phase == "training":
         fixed |= {path for path in swept if path.startswith("model.") or path == "load.context_tokens"}
     return frozenset(fixed)
@@ -82,11 +111,30 @@ def structural(scenario: Scenario) -> frozenset[str]:
 
 def _noted(found: Result, scenario: Scenario) -> Result:
     """``found`` with a note of whose kernels the device's times come from, where they are not its own."""
+    found = replace(found, warnings=(*found.warnings, *_ignored(scenario)))
     device = scenario.cluster.device
     if not any("taken over from" in fit.source for fit in device.kernels.values()):
         return found
     note = f"kernel coefficients of {device.name}: {device.source.get('kernels', 'taken over from other GPUs')}"
     return replace(found, warnings=(*found.warnings, note))
+
+
+def _ignored(scenario: Scenario) -> list[str]:
+    """What the scenario says and this version does not use."""
+    plan, load = scenario.plan, scenario.load
+    training = load.phase == "training"
+    used = ("none", "forward_backward") if training else ("none", "two_batch")
+    unused = {
+        f"plan.overlap: {plan.overlap} means nothing in {load.phase}": plan.overlap not in used,
+        "plan.overlap: forward_backward needs the dualpipe schedule": training
+        and plan.overlap == "forward_backward"
+        and plan.schedule != "dualpipe",
+        f"load.routing: {load.routing} is not modelled; balanced is": load.routing != "balanced",
+        "plan.placement and plan.prefetch": bool(plan.placement) or plan.prefetch != "none",
+        "plan.zero_stage in times, which are those of ZeRO 1": training
+        and bool(np.any(np.asarray(plan.zero_stage) != 1)),
+    }
+    return [f"not used: {text}" for text, hit in unused.items() if hit]
 
 
 def _bounded(found: Result, scenario: Scenario) -> Result:
@@ -112,8 +160,9 @@ def _divisible(scenario: Scenario):
     for reason, broken in plan_limits(scenario).items():
         if bool(np.any(broken)):
             fields = _BLAME[reason]
-            value = getattr(scenario.plan, fields[0].removeprefix("plan."))
-            yield fields, f"{reason.partition(': ')[2]} does not work out, got {value:g}; {_remedy(reason, scenario)}"
+            value = paths.get(scenario, fields[0])
+            got = f"{value:g}" if np.ndim(value) == 0 else f"[{', '.join(f'{v:g}' for v in value)}]"
+            yield fields, f"{reason.partition(': ')[2]} does not work out, got {got}; {_remedy(reason, scenario)}"
 
 
 def _remedy(reason: str, scenario: Scenario) -> str:
@@ -127,5 +176,14 @@ def _remedy(reason: str, scenario: Scenario) -> str:
         "devices: tensor x context x pipeline x data exceeds the cluster": f"the cluster has {cluster.n_devices:g} "
         f"devices, the plan asks for {plan.tensor * plan.context * plan.pipeline * plan.data:g}",
         "unsupported: context parallelism is not modelled yet": "leave it at 1",
+        "unsupported: pipelines are not modelled in serving yet": "leave it at 1",
+        "unsupported: more tensor ranks than key-value heads are not modelled yet": "choose at most "
+        f"{model.num_key_value_heads:g}",
+        "unsupported: only ZeRO 0 to 3 exist": "choose 0, 1, 2 or 3",
+        "sms: overlapped exchange needs n_comm_sms": "set aside some, such as 20",
+        "choice: experts per token among routed experts": f"choose at most {model.n_routed_experts:g}",
+        "sms: compute on the SMs that n_comm_sms leaves": f"choose fewer than {cluster.device.n_sms:g}",
+        "divisibility: layers by layers_per_stage": f"list {plan.pipeline * plan.virtual_stages:g} numbers that add up "
+        f"to {model.num_hidden_layers:g}",
     }
     return remedies[reason]

@@ -27,7 +27,7 @@ _COUNTS = _DEGREES | {"context_tokens", "redundant_experts", "zero_stage", "laye
 _COUNT_STARTS = ("n_", "num_")
 _COUNT_ENDS = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_len")
 _POSITIVE = _DEGREES | {
-    "n_devices", "n_sms", "layers_per_stage", "efficiency", "clock_under_load",
+    "n_devices", "n_sms", "layers_per_stage", "context_tokens", "efficiency", "clock_under_load",
     "hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
 }  # fmt: skip
 _SHARES = ("fraction", "efficiency", "share")

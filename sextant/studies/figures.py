@@ -67,8 +67,10 @@ def styled() -> Iterator[None]:
 
 
 def _figures(answer: Answer):
-    from sextant.studies.report import simulated
+    from sextant.studies.report import planned, simulated
 
+    if answer.n_points == 1 and not planned(answer):
+        return
     columns = answer.result.columns
     if answer.n_points > 1:
         numeric = [path for path, values in answer.question.scenario.axes.items() if is_numeric(values)]

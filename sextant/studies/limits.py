@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sextant.simulator.types import Flag, Num, Scenario
+from sextant.workloads.parameters import layer_counts
 
 
 def plan_limits(scenario: Scenario) -> dict[str, Flag]:
@@ -18,9 +19,39 @@ def plan_limits(scenario: Scenario) -> dict[str, Flag]:
         "divisibility: heads by tensor": _rest(model.num_attention_heads, plan.tensor),
         "divisibility: routed and redundant experts by expert": _rest(slots, plan.expert),
         "divisibility: data x tensor by expert": _rest(group, plan.expert),
-        "divisibility: expert without routed experts": (plan.expert > 1) & (np.asarray(model.n_routed_experts) == 0),
         "unsupported: context parallelism is not modelled yet": plan.context > 1,
+        "unsupported: pipelines are not modelled in serving yet": (plan.pipeline > 1)
+        & (scenario.load.phase != "training"),
+        "unsupported: more tensor ranks than key-value heads are not modelled yet": (model.attention == "gqa")
+        & (plan.tensor > model.num_key_value_heads),
+        "unsupported: only ZeRO 0 to 3 exist": np.asarray(plan.zero_stage) > 3,
+        "sms: overlapped exchange needs n_comm_sms": (plan.overlap == "forward_backward")
+        & (plan.expert > 1)
+        & (np.asarray(plan.n_comm_sms) == 0),
+        **undefined(scenario),
     }
+
+
+def undefined(scenario: Scenario) -> dict[str, Flag]:
+    """The limits beyond which operators have no meaning: such points are not evaluated, their metrics are 0."""
+    model, plan = scenario.model, scenario.plan
+    routed = np.asarray(model.n_routed_experts)
+    return {
+        "divisibility: expert without routed experts": (plan.expert > 1) & (routed == 0),
+        "choice: experts per token among routed experts": (routed > 0) & (model.num_experts_per_tok > routed),
+        "sms: compute on the SMs that n_comm_sms leaves": np.asarray(plan.n_comm_sms >= scenario.cluster.device.n_sms),
+        "divisibility: layers by layers_per_stage": _stages_differ(scenario),
+    }
+
+
+def _stages_differ(scenario: Scenario) -> bool:
+    """Whether ``plan.layers_per_stage`` is given and is not one number per stage that add up to the model's layers."""
+    plan = scenario.plan
+    if not plan.layers_per_stage or scenario.load.phase != "training":
+        return False
+    n_layers = sum(n for part, n in layer_counts(scenario.model).items() if part.endswith("layer"))
+    n_stages = plan.pipeline * plan.virtual_stages
+    return bool(len(plan.layers_per_stage) != n_stages or sum(plan.layers_per_stage) != n_layers)
 
 
 def _rest(number: Num, divisor: Num) -> Flag:

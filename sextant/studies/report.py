@@ -46,9 +46,16 @@ def interval(answer: Answer, name: str, point: int = 0) -> tuple[float, float]:
     """The 90% interval of a metric that scales with the step time, as (low, high)."""
     columns = answer.result.columns
     value, step = columns[name][point], columns["step_time_s"][point]
+    if step == 0:  # a point that no plan can be made of has no times, and no interval
+        return value, value
     low, high = columns["step_time_low_s"][point] / step, columns["step_time_high_s"][point] / step
     faster_is_more = name.startswith(("tokens_per", "mfu"))
     return (value / high, value / low) if faster_is_more else (value * low, value * high)
+
+
+def planned(answer: Answer, point: int = 0) -> bool:
+    """Whether the point could be evaluated at all; a plan that cannot exist has reasons, but no times."""
+    return bool(answer.result.columns["step_time_s"][point] > 0)
 
 
 def scales(name: str) -> bool:
@@ -59,6 +66,8 @@ def scales(name: str) -> bool:
 
 def comparisons(answer: Answer, point: int = 0, groups: Sequence[str] | None = None) -> dict[str, published.Comparison]:
     """The published figures that the scenario (or ``groups``) asks to be judged by, by metric; the first wins."""
+    if not planned(answer, point):
+        return {}
     columns = answer.result.columns
     predicted = {name: float(values[point]) for name, values in columns.items()}
     ends = {name: interval(answer, name, point) for name in predicted if scales(name) and "step_time_s" in predicted}

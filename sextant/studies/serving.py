@@ -9,7 +9,7 @@ import numpy as np
 from sextant.simulator import cost, des
 from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.chunk import LayerTimes, layer_times
-from sextant.simulator.evaluate import TimedStep, provenance_shares, time_ops
+from sextant.simulator.evaluate import TimedStep, interval, is_message, provenance_shares, time_ops
 from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.result import result
 from sextant.simulator.types import Flag, Num, Result, Scenario
@@ -32,8 +32,7 @@ def evaluate_serving(scenario: Scenario, n_points: int) -> Result:
     timed, layers = _timed(scenario)
     halves = 2.0 if plan.overlap == "two_batch" else 1.0
     step_s = _step_s(timed, layers, plan.overlap == "two_batch", scenario.engine == "event", n_points)
-    whole = timed.seconds()
-    low, high = timed.seconds(end="low") / whole, timed.seconds(end="high") / whole
+    low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
     tokens = load.batch * (1.0 if load.phase == "decode" else load.context_tokens)
     rate = tokens * plan.data / step_s
@@ -42,14 +41,16 @@ def evaluate_serving(scenario: Scenario, n_points: int) -> Result:
         ("tpot_s" if load.phase == "decode" else "ttft_s"): step_s,
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
         "tokens_per_s": rate, "tokens_per_s_per_device": rate / used,
-        "compute_s": halves * _sum(timed, layers, "compute"),
-        "communication_s": halves * _sum(timed, layers, "communication"),
+        "compute_s": halves * _sum(timed, layers, messages=False),
+        "communication_s": halves * _sum(timed, layers, messages=True),
         "kv_bytes_per_token": parameters.kv_bytes_per_token(model),
         "usd_per_million_tokens": cost.usd(1e6 / rate, used, cluster),
         "hbm_bytes": memory.used_bytes, "hbm_free_bytes": memory.free_bytes,
         **{f"hbm_{part}_bytes": size for part, size in memory.parts.items()},
     }  # fmt: skip
-    columns["exposed_comm_s"] = np.maximum(step_s - columns["compute_s"], 0.0)
+    exposed = step_s - columns["compute_s"]
+    # What rounding leaves of a step without messages is none.
+    columns["exposed_comm_s"] = np.where(exposed > 1e-9 * step_s, exposed, 0.0)
     reasons: Mapping[str, Flag] = {
         **plan_limits(scenario),
         "hbm: weights, cache and activations do not fit": ~memory.fits,
@@ -129,8 +130,10 @@ def _at(value: Num, point: int | None) -> Num:
     return value if point is None or np.ndim(value) == 0 else np.asarray(value)[point]
 
 
-def _sum(timed: TimedStep, layers: Mapping[str, Num], stream: str) -> Num:
-    return sum((t.seconds * layers.get(t.op.part, 1.0) for t in timed.ops if t.op.stream == stream), 0.0)
+def _sum(timed: TimedStep, layers: Mapping[str, Num], *, messages: bool) -> Num:
+    """Seconds of one half's messages, or of everything else; messages of tensor parallelism count where they stand."""
+    chosen = (t for t in timed.ops if is_message(t.op) == messages)
+    return sum((t.seconds * layers.get(t.op.part, 1.0) for t in chosen), 0.0)
 
 
 def _warnings(scenario: Scenario) -> list[str]:

@@ -33,6 +33,9 @@ def answer(found: Answer) -> str:
 def _point(found: Answer) -> str:
     from sextant.studies import report
 
+    if not report.planned(found):
+        reasons = [f"infeasible: {plain(reason)}" for reason in report.limits(found, 0)]
+        return "\n".join([plain(found.question.scenario.name), *reasons])
     result, beside = found.result, report.comparisons(found)
     table = _table("", ">predicted", ">90% interval", *((">published", ">error") if beside else ()))
     for name in report.headline(found):

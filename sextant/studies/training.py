@@ -8,7 +8,7 @@ import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.capacity import Capacity, capacity
-from sextant.simulator.evaluate import TimedStep, provenance_shares, time_ops
+from sextant.simulator.evaluate import TimedStep, in_line_s, interval, provenance_shares, time_ops
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
@@ -63,10 +63,11 @@ def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: in
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
+    run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
     optimizer = _optimizer(scenario, stages, node_size)
     optimizer_s: Num = np.max(np.stack(np.broadcast_arrays(*(t.seconds() for t in optimizer))), axis=0)
     step_s = run["pipeline_s"] + optimizer_s
-    low, high = _interval(timed, layers)
+    low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
     memory = memory_use(scenario, stages)
     columns = {
@@ -194,15 +195,6 @@ def _optimizer(scenario: Scenario, stages: Stages, node_size: Num) -> list[Timed
     layers = [stages.layers(rank) for rank in range(len(stages.ranks))]
     unique = {tuple(sorted(each.items())): each for each in layers}
     return [time_ops(optimizer_step(model, plan, each, node_size), scenario.cluster) for each in unique.values()]
-
-
-def _interval(timed: TimedStep, layers: Mapping[str, Num]) -> tuple[Num, Num]:
-    """The 90% interval of the step as factors: every operator at its own low or high end at once (fully correlated)."""
-    sums = {end: 0.0 for end in ("seconds", "low", "high")}
-    for item in timed.ops:
-        weight = layers.get(item.op.part, 1.0) * item.op.count
-        sums = {end: total + weight * getattr(item.time, end) for end, total in sums.items()}
-    return sums["low"] / sums["seconds"], sums["high"] / sums["seconds"]
 
 
 def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:

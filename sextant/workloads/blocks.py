@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sextant.simulator.kernels.expert_exchange import N_SMS as EXCHANGE_SMS
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops import attention, feedforward
@@ -19,7 +20,7 @@ class Shape:
     """What a layer processes on one data-parallel rank: ``batch`` sequences of ``seq`` new tokens that see ``kv_len``.
 
     ``copies`` is the expected number of devices that receive a routed token, ``n_slots`` the routed experts with
-    their redundant copies.
+    their redundant copies, ``n_comm_sms`` the SMs that run the exchange of experts in normal mode.
     """
 
     phase: str
@@ -30,6 +31,7 @@ class Shape:
     recompute: tuple[str, ...] = ()
     copies: Num = 1.0
     n_slots: Num = 0.0
+    n_comm_sms: Num = EXCHANGE_SMS
 
     @property
     def n_tokens(self) -> Num:
@@ -72,7 +74,7 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     if recipe.quantised:
         ops.append(feedforward.cast("dispatch_cast", attn, m * model.hidden_size))
     mode = LOW_LATENCY if shape.phase == "decode" else NORMAL
-    ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots)
+    ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots, shape.n_comm_sms)
     if bool(model.n_shared_experts > 0):
         width = model.n_shared_experts * model.moe_intermediate_size
         ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe)

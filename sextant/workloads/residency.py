@@ -19,13 +19,14 @@ def device_parameters(model, plan: Plan) -> dict[str, dict[str, Num]]:
     other split pieces by the tensor degree.
     """
     sizes: dict[str, dict[str, Num]] = {}
+    occurring = layer_counts(model)
     for part, pieces in layer_parameters(model).items():
         dense: Num = 0.0
         for piece, size in pieces.items():
             if piece != "routed_experts":
                 dense = dense + (size if piece in _REPLICATED else size / plan.tensor)
         routed = pieces.get("routed_experts", 0.0)
-        if "routed_experts" in pieces:
+        if "routed_experts" in pieces and "moe_layer" in occurring:
             routed = routed * (1.0 + plan.redundant_experts / model.n_routed_experts) / plan.expert
         sizes[part] = {"dense": dense, "expert": routed}
     return sizes
@@ -88,8 +89,9 @@ def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
         full: dict[str, Num] = {part: layer for part in layer_counts(model)}
         return {**full, "head": _head_bytes(model, m), "mtp": layer + _head_bytes(model, m)}
     attention = _attention_bytes(model, kind, plan.recompute)
-    norms = 2 * (2.0 * h + (0.0 if "norm" in plan.recompute else BYTES[kind.saved] * h))
-    dense = attention + norms + _gated_bytes(kind, plan, model.intermediate_size, BYTES[kind.saved] * h)
+    norms = 2 * 2.0 * h
+    normed = 0.0 if "norm" in plan.recompute else BYTES[kind.saved] * h
+    dense = attention + norms + _gated_bytes(kind, plan, model.intermediate_size, normed)
     parts: dict[str, Num] = {"embedding": 0.0 * m, "dense_layer": dense * m, "head": _head_bytes(model, m)}
     inner: Num = dense
     if "moe_layer" in layer_counts(model):
@@ -109,7 +111,8 @@ def _attention_bytes(model, kind: Recipe, recompute: tuple[str, ...]) -> Num:
     heads, saved = model.num_attention_heads, BYTES[kind.saved]
     if model.attention == "gqa":
         width = (heads + 2 * model.num_key_value_heads) * model.head_dim
-        return saved * model.hidden_size + 2.0 * width + (2.0 + BYTES[kind.saved_attention]) * heads * model.head_dim
+        inputs = 0.0 if "norm" in recompute else saved * model.hidden_size
+        return inputs + 2.0 * width + BYTES[kind.saved_attention] * heads * model.head_dim + 4.0 * heads
     latent = 2.0 * (model.q_lora_rank + model.kv_lora_rank + model.qk_rope_head_dim)
     dim = model.qk_nope_head_dim + model.qk_rope_head_dim
     expanded = 0.0 if "mla_up" in recompute else 2.0 * heads * (2 * dim + model.v_head_dim)
@@ -128,7 +131,8 @@ def _expert_bytes(model, kind: Recipe, plan: Plan) -> Num:
     """Shared experts see the token itself; routed ones the tokens received, once per device, in the sent format."""
     hidden, width = model.hidden_size, model.moe_intermediate_size
     copies = received_copies(model, plan.expert)
-    shared = _gated_bytes(kind, plan, model.n_shared_experts * width, BYTES[kind.saved] * hidden)
+    normed = 0.0 if "norm" in plan.recompute else BYTES[kind.saved] * hidden
+    shared = _gated_bytes(kind, plan, model.n_shared_experts * width, normed)
     routed = model.num_experts_per_tok * _gated_bytes(kind, plan, width, 0.0)
     return shared + routed + copies * BYTES[kind.dispatch] * hidden + 4.0 * model.n_routed_experts
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sextant.simulator.errors import InputError
+from sextant.simulator.kernels.expert_exchange import N_SMS
 from sextant.simulator.types import Load, Num, Plan, Step
 from sextant.workloads import blocks
 from sextant.workloads.formats import recipe
@@ -68,6 +69,11 @@ class Transformer:
         return Step(phase=load.phase, ops=ops, n_tokens=shape.n_tokens, layers=layers)
 
 
+def _exchange_sms(plan: Plan) -> Num:
+    """SMs that run the exchange: those set aside, or where none are the kernel's default, between other kernels."""
+    return np.where(np.asarray(plan.n_comm_sms) > 0, plan.n_comm_sms, N_SMS)[()]
+
+
 def _shape(model: Transformer, load: Load, plan: Plan) -> blocks.Shape:
     if load.phase not in PHASES:
         raise InputError(f"load.phase: expected one of {', '.join(PHASES)}, got {load.phase!r}")
@@ -84,5 +90,5 @@ def _shape(model: Transformer, load: Load, plan: Plan) -> blocks.Shape:
     batch, seq, kv_len = sizes[load.phase]
     return blocks.Shape(
         phase=load.phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
-        copies=copies, n_slots=slots,
+        copies=copies, n_slots=slots, n_comm_sms=_exchange_sms(plan),
     )  # fmt: skip

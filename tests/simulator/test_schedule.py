@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sextant.simulator import schedule
 from sextant.simulator.errors import InputError
@@ -52,24 +54,53 @@ def test_the_bubble_of_equal_stages_is_the_formula(name, v, n_ranks, m, f, b, w)
     assert run.idle_s == pytest.approx([expected] * n_ranks, rel=1e-9)
 
 
-@pytest.mark.parametrize(("n_ranks", "m"), [(4, 8), (8, 16), (8, 40), (16, 120)])
-@pytest.mark.parametrize("pair", [2.4, 2.7, 3.0])
-def test_the_bubble_of_dualpipe_is_the_formula(n_ranks, m, pair):
-    """(P/2-1)(F&B+B-3W), where forward, input and weight gradient take equal time: the idle time of the most idle rank.
-
-    Ranks nearer the ends overlap fewer chunks, so that where overlap saves time they work longer and idle less.
-    """
-    run = simulate("dualpipe", chunks(n_ranks, 1.0, 1.0, 1.0, pair), n_ranks, m)
-    expected = schedule.bubble_s("dualpipe", n_ranks, 1.0, 2.0, 1.0, pair)
-    assert max(run.idle_s) == pytest.approx(expected, rel=1e-9)
+@settings(max_examples=30)
+@given(st.integers(1, 6), st.integers(0, 7), *[st.floats(0.1, 3.0)] * 3)
+def test_the_bubble_is_exact_for_any_chunk_times(n_ranks, more, f, b, w):
+    """GPipe and 1F1B for any number of micro-batches, ZB1P from as many as there are ranks, however long W is."""
+    for name, m in (("gpipe", 1 + more), ("1f1b", 1 + more), ("zb1p", n_ranks + more)):
+        run = simulate(name, chunks(n_ranks, f, b, w), n_ranks, m)
+        expected = schedule.bubble_s(name, n_ranks, f, b + w, w)
+        assert run.idle_s == pytest.approx([expected] * n_ranks, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize(("f", "b", "w"), [(1.0, 1.1, 0.8), (1.0, 1.4, 0.5), (1.0, 1.3, 0.7)])
-def test_the_bubble_of_dualpipe_is_near_the_formula_otherwise(f, b, w):
-    """With a shorter weight gradient the published formula is within a quarter of what its order of chunks gives."""
-    run = simulate("dualpipe", chunks(16, f, b, w, 0.9 * (f + b + w)), 16, 120)
-    expected = schedule.bubble_s("dualpipe", 16, f, b + w, w, 0.9 * (f + b + w))
-    assert max(run.idle_s) == pytest.approx(expected, rel=0.25)
+def test_long_weight_gradients_never_make_a_bubble_negative():
+    """The published ZB1P term alone would be -7 here; ranks idle for a forward chunk per rank before them."""
+    assert schedule.bubble_s("zb1p", 8, 1.0, 4.0, 3.0) == 7.0
+    np.testing.assert_array_equal(schedule.bubble_s("zb1p", 8, 1.0, np.array([2.0, 4.0]), np.array([1.0, 3.0])), 7.0)
+
+
+@pytest.mark.parametrize(("n_ranks", "m"), [(2, 4), (4, 8), (8, 16), (8, 40), (16, 120)])
+@pytest.mark.parametrize(("w", "pair"), [(1.0, 2.4), (1.0, 3.0), (0.6, 2.3), (0.2, 1.2)])
+def test_the_bubble_of_dualpipe_is_the_published_formula(n_ranks, m, w, pair):
+    """(P/2-1)(F&B+B-3W) on the most idle rank, where forward and input gradient take equal time."""
+    run = simulate("dualpipe", chunks(n_ranks, 1.0, 1.0, w, pair), n_ranks, m)
+    expected = schedule.bubble_s("dualpipe", n_ranks, 1.0, 1.0 + w, w, pair)
+    assert max(run.idle_s) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@st.composite
+def dualpipe_chunks(draw):
+    """F, input gradient, W no longer than either, and a pair between its longer half and both halves."""
+    f, b = draw(st.floats(0.2, 2.0)), draw(st.floats(0.2, 4.0))
+    w = draw(st.floats(0.01, 1.0)) * min(f, b)
+    least = max(f, b + w)
+    return f, b, w, least + draw(st.floats(0.0, 1.0)) * (f + b + w - least)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from([2, 4, 6, 8, 10]), st.integers(0, 6), dualpipe_chunks())
+def test_every_rank_of_dualpipe_idles_exactly_as_stated(n_ranks, more, times):
+    """The expression in the docstring of ``bubble_s``, rank by rank; how far the published one is from it."""
+    f, b, w, pair = times
+    half = n_ranks // 2
+    run = simulate("dualpipe", chunks(n_ranks, f, b, w, pair), n_ranks, 2 * (n_ranks + more))
+    most = (half - 1) * (pair - 2 * w) + max((half - 1) * f, (half - 1) * b - f)
+    less = [max(half - 2 - min(r, n_ranks - 1 - r), 0) * (f + b + w - pair) for r in range(n_ranks)]
+    assert run.idle_s == pytest.approx([most - x for x in less], rel=1e-9, abs=1e-9)
+    published = schedule.bubble_s("dualpipe", n_ranks, f, b + w, w, pair)
+    apart = min(f, (half - 1) * (b - f)) if b > f else (half - 1) * (b - f)
+    assert published - most == pytest.approx(apart, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize(("name", "v"), CASES)
@@ -97,6 +128,33 @@ def test_activations_in_flight():
         assert total("1f1b", rank) == n_ranks - rank
         assert total("zb1p", rank) == n_ranks
         assert total("dualpipe", rank) == n_ranks + 1
+
+
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb1p"])
+def test_counts_hold_for_few_micro_batches_too(name):
+    """Even where there are fewer micro-batches than ranks."""
+    for rank in range(5):
+        for m in range(1, 12):
+            exact = Counter((w.kind, w.f_stage, w.b_stage) for w in schedule.instructions(name, rank, 5, m))
+            assert {key: n for key, n in schedule.counts(name, rank, 5, m).items() if n} == exact
+
+
+@pytest.mark.parametrize(("name", "v"), CASES)
+def test_activations_in_flight_are_those_of_the_lists(name, v):
+    """Counted along the instructions, at the moment when the rank holds most; arrays at once."""
+    n_ranks = 4
+    sizes = {"interleaved": [4, 8, 20], "dualpipe": [8, 10, 24]}.get(name, [1, 2, 3, 4, 5, 11])
+    for rank in range(n_ranks):
+        swept = schedule.in_flight(name, rank, n_ranks, np.array(sizes, dtype=float), v)
+        for i, m in enumerate(sizes):
+            live, most = Counter(), 0
+            for work in schedule.instructions(name, rank, n_ranks, m, v):
+                live["now"] += work.f >= 0
+                most = max(most, live["now"])
+                live["now"] -= work.kind in ("BW", "W", "FB")
+            assert live["now"] == 0
+            assert sum(schedule.in_flight(name, rank, n_ranks, m, v)) == most
+            assert sum(np.broadcast_to(held, len(sizes))[i] for held in swept) == most
 
 
 def test_one_rank_takes_the_sum_of_its_work():

@@ -51,11 +51,12 @@ def router(place: Place, m: Num, model) -> list[Op]:
     return ops
 
 
-def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: Num) -> list[Op]:
+def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: Num, n_sms: Num) -> list[Op]:
     """Dispatch and combine of ``m`` tokens per device; the backward pass of each is the other one.
 
     Backward of the combine sends output gradients to the experts (a dispatch, FP8 in an FP8 recipe); backward of the
-    dispatch sums input gradients (a combine, BF16). In normal mode the devices first agree on sizes (``notify``).
+    dispatch sums input gradients (a combine, BF16). In normal mode the devices first agree on sizes (``notify``);
+    ``n_sms`` SMs copy.
     """
     sends = [("dispatch", "dispatch", recipe.dispatch, "forward"), ("combine", "combine", recipe.combine, "forward")]
     if place.training:
@@ -67,6 +68,7 @@ def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: 
         "n_tokens": m, "hidden": model.hidden_size, "top_k": model.num_experts_per_tok, "n_gpus": 1.0,
         "n_experts": n_slots, "max_nodes": node_limit(model), "mode": mode, "n_gpus_per_node": 1.0,
         "notify": 1.0 - mode,
+        "n_sms": n_sms,
     }  # fmt: skip
     return [
         operator(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op, Plan, Step
 from sextant.workloads.formats import Recipe, recipe
@@ -15,14 +17,15 @@ def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num)
     """Operators of the optimizer on a device that holds ``layers`` occurrences of each part.
 
     Gradients travel in the recipe's gradient format, weights in its weight format, both once over every group of
-    replicas (ZeRO 1: reduce-scatter, update the share, all-gather). Replicas of dense parameters fill nodes; replicas
-    of an expert lie one expert-parallel group apart.
+    replicas (ZeRO 1: reduce-scatter, update the share, all-gather). Replicas of dense parameters lie one
+    tensor-parallel group apart, those of an expert one expert-parallel group, and fill nodes as far as that allows.
     """
     kind, copies, sizes = recipe(plan.formats), replicas(plan), device_parameters(model, plan)
     ops: list[Op] = []
+    apart = {"dense": plan.tensor, "expert": plan.expert}
     for group in ("dense", "expert"):
         n = sum((count * sizes[part][group] for part, count in layers.items()), 0.0)
-        near = node_size if group == "dense" else 1.0
+        near = np.maximum(node_size / apart[group], 1.0)
         ops += _group(group, kind, n, copies[group], near)
     return Step(phase="optimizer", ops=tuple(ops), n_tokens=0.0, layers={"optimizer": 1.0})
 
