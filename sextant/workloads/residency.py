@@ -11,6 +11,10 @@ from sextant.workloads.traffic import received_copies
 #: Pieces that tensor parallelism leaves whole on every device.
 _REPLICATED = ("norm", "router", "mtp_norm")
 
+#: Bytes per weight where they differ from those of an activation: one FP32 scale per 128 x 128 block, not per 1 x 128
+#: tile (DeepSeek-V3 report arXiv:2412.19437 s3.3.2).
+_WEIGHT_BYTES = {"fp8_block": 1.0 + 4.0 / 128.0**2}
+
 
 def device_parameters(model, plan: Plan) -> dict[str, dict[str, Num]]:
     """Parameters that one device holds of one occurrence of each part, ``{part: {"dense": n, "expert": n}}``.
@@ -67,7 +71,7 @@ def state_bytes(model, plan: Plan) -> dict[str, dict[str, Num]]:
 def weight_bytes(model, plan: Plan) -> dict[str, Num]:
     """Serving weights of one occurrence of each part on one device: linears in the recipe's format, the rest BF16."""
     kind = recipe(plan.formats)
-    element = BYTES[kind.linear]
+    element = _WEIGHT_BYTES.get(kind.linear, BYTES[kind.linear])
     return {
         part: sizes["expert"] * element + sizes["dense"] * (2.0 if part in ("embedding", "head") else element)
         for part, sizes in device_parameters(model, plan).items()

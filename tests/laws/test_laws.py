@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sextant.simulator import paths
+from sextant.simulator.errors import InputError
 from sextant.studies.answer import answer, evaluate, question
 
 DECODE = "deepseek_v3_h800_decode"
@@ -163,3 +166,120 @@ def test_dualpipe_beats_one_f_one_b_as_published():
     """The reason it was built: at equal everything, overlap and a smaller bubble."""
     steps = column(TRAINING, ["axes.plan.schedule=[dualpipe,zb1p,1f1b,gpipe]"])
     assert np.all(np.diff(steps) > 0)
+
+
+@pytest.mark.parametrize("engine", ["analytic", "event"])
+@pytest.mark.parametrize(
+    ("axis", "feasible", "reasons"),
+    [
+        ("load.batch=[15360,15361,1280,15232]", [1, 0, 0, 0], ("divisibility: seq", "schedule:", "schedule:")),
+        ("plan.pipeline=[16,15,64]", [1, 0, 0], ("schedule: DualPipe needs an even p", "divisibility: fewer")),
+        ("plan.expert=[64,7]", [1, 0], ("divisibility: routed",)),
+        ("plan.n_comm_sms=[20,132,200]", [1, 0, 0], ("sms:", "sms:")),
+        ("model.num_experts_per_tok=[8,257]", [1, 0], ("choice:",)),
+        ("model.num_hidden_layers=[61,8]", [1, 0], ("divisibility: fewer",)),
+    ],
+)  # fmt: skip
+def test_impossible_points_leave_their_neighbours_alone(engine, axis, feasible, reasons):
+    """In one sweep with possible points, on both engines: these keep their answer, those get a reason."""
+    alone = answer(question(TRAINING, [f"engine={engine}"]))
+    found = answer(question(TRAINING, [f"axes.{axis}", f"engine={engine}"]))
+    assert found.feasible.tolist() == [bool(x) for x in feasible]
+    for metric, values in alone.columns.items():
+        assert found.columns[metric][0] == pytest.approx(values[0], rel=1e-12), metric
+    for text, limits in zip(reasons, found.limits[1:], strict=True):
+        assert any(limit.startswith(text) for limit in limits), limits
+    assert all(np.isfinite(values).all() for values in found.columns.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        (DECODE, "model.base=[deepseek-v3,llama-3.1-405b]"), (DECODE, "model.n_routed_experts=[256,0]"),
+        (DECODE, "model.n_group=[8,1]"), (DECODE, "model.n_shared_experts=[1,0]"),
+        (TRAINING, "model.base=[deepseek-v3,llama-3.1-405b]"), (TRAINING, "model.n_routed_experts=[256,0]"),
+        (TRAINING, "model.n_group=[8,1]"), (TRAINING, "model.n_shared_experts=[1,0]"),
+    ],
+)  # fmt: skip
+def test_a_sweep_may_change_what_a_model_consists_of(name, axis):
+    """With experts or without, grouped or not: the first point is what it is alone, the second an answer."""
+    engine = ["engine=analytic"]
+    found, alone = answer(question(name, [f"axes.{axis}", *engine])), answer(question(name, engine))
+    assert found.columns["step_time_s"][0] == pytest.approx(alone.columns["step_time_s"][0], rel=1e-12)
+    assert found.feasible[1] == (not found.limits[1])
+    assert found.feasible[1] == ("n_group" in axis or "n_shared" in axis)
+    if not found.feasible[1]:
+        assert "divisibility: expert without routed experts" in found.limits[1]
+
+
+def test_a_sweep_may_leave_the_experts_out():
+    """Without expert parallelism zero routed experts is a dense model, and not an error of the sweep."""
+    sets = ["plan.expert=1", "plan.redundant_experts=0", "engine=analytic"]
+    found = answer(question(DECODE, [*sets, "axes.model.n_routed_experts=[256,0]"]))
+    assert not any("numeric" in text for limits in found.limits for text in limits)
+    assert 0.0 < found.columns["step_time_s"][1] < found.columns["step_time_s"][0]
+    assert found.columns["communication_s"][1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["plan.layers_per_stage=[61]"], "list 16 numbers that add up to 61"),
+        (["plan.layers_per_stage=[4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,4]"], "add up to 61"),
+        (["plan.n_comm_sms=132"], "fewer than 132"), (["model.num_experts_per_tok=257"], "at most 256"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_is_an_error_with_its_remedy(sets, words):
+    """Where nothing is swept, the file is wrong."""
+    with pytest.raises(InputError, match=words):
+        question(TRAINING, sets)
+
+
+def test_a_layout_that_fits_one_depth_is_infeasible_at_others():
+    """``layers_per_stage`` is for 16 stages: a sweep of the pipeline degree says so for 8."""
+    found = answer(question(TRAINING, [FIXED, "axes.plan.pipeline=[16,8]"]))
+    assert found.feasible.tolist() == [True, False]
+    assert "divisibility: layers by layers_per_stage" in found.limits[1]
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 2048), st.integers(1, 200_000), st.sampled_from([8, 16, 32, 64, 144]), st.floats(0.3, 3.0))
+def test_decode_is_whole_at_any_point(batch, context, expert, bandwidth):
+    """Both engines agree; the step is no shorter than its compute; memory adds up; rates follow from the step."""
+    shipped = question(DECODE, ["engine=analytic"]).scenario
+    hbm = "cluster.device.memories.hbm.bandwidth_bytes_per_s"
+    values = {
+        "load.batch": float(batch), "load.context_tokens": float(context), "plan.expert": float(expert),
+        "plan.redundant_experts": float(-256 % expert), hbm: bandwidth * paths.get(shipped, hbm),
+    }  # fmt: skip
+    for path, value in values.items():
+        shipped = paths.put(shipped, path, value)
+    formula, event = evaluate(shipped), evaluate(replace(shipped, engine="event"))
+    c = {name: v[0] for name, v in formula.columns.items()}
+    assert event.columns["step_time_s"][0] == pytest.approx(c["step_time_s"], rel=1e-9)
+    assert c["step_time_s"] >= c["compute_s"] * (1 - 1e-12)
+    assert c["step_time_s"] <= (c["compute_s"] + c["communication_s"]) * (1 + 1e-12)
+    assert c["step_time_low_s"] < c["step_time_s"] < c["step_time_high_s"]
+    assert c["exposed_comm_s"] >= 0
+    assert c["tokens_per_s"] == pytest.approx(batch * 144 / c["step_time_s"], rel=1e-12)
+    assert any("hbm:" in text for text in formula.limits[0]) == (c["hbm_free_bytes"] < 0)
+
+
+def test_a_pipeline_of_one_stage_is_the_sum_of_its_work():
+    """No bubble, no messages: micro-batches times one forward and one backward pass, on both engines, exactly."""
+    sets = ["plan.pipeline=1", "plan.schedule=1f1b", "plan.overlap=none", "plan.n_comm_sms=0", "load.batch=1024"]
+    event, formula = (answer(question(TRAINING, [*sets, f"engine={e}"])).columns for e in ("event", "analytic"))
+    assert event["step_time_s"][0] == pytest.approx(formula["step_time_s"][0], rel=1e-12)
+    assert abs(event["bubble_s"][0]) < 1e-9 * event["step_time_s"][0]
+    longer = answer(question(TRAINING, [*sets, "load.batch=2048", "engine=event"])).columns
+    work = event["step_time_s"][0] - event["optimizer_s"][0]
+    assert longer["step_time_s"][0] - longer["optimizer_s"][0] == pytest.approx(2.0 * work, rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb1p", "dualpipe"])
+@pytest.mark.parametrize("batch", [4096, 15360])
+def test_the_formulas_are_close_for_every_schedule(schedule, batch):
+    """Uneven stages and messages in the way: within 5% of the event engine."""
+    sets = [f"plan.schedule={schedule}", f"load.batch={batch}"]
+    event, formula = (column(TRAINING, [*sets, f"engine={e}"])[0] for e in ("event", "analytic"))
+    assert formula == pytest.approx(event, rel=0.05)

@@ -69,7 +69,7 @@ def test_exit_codes_of_the_process() -> None:
     assert all(line.startswith("note: ") for line in answered.stderr.splitlines())
     infeasible = process("run", DECODE, "--set", "load.batch=512")
     assert infeasible.returncode == 1
-    assert "infeasible: hbm: weights, cache and activations do not fit: 122.5 GB too much" in infeasible.stdout
+    assert "infeasible: hbm: weights, cache and activations do not fit: 121.9 GB too much" in infeasible.stdout
     refused = process("run", DECODE, "--set", "load.bach=512")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
@@ -220,7 +220,7 @@ def test_a_sweep_names_its_axes_in_every_point(sx: Callable[..., Ran]) -> None:
     points = json.loads(ran.out)["points"]
     assert [p["load.batch"] for p in points] == [32, 64, 1280]
     assert [p["feasible"] for p in points] == [True, True, False]
-    assert points[2]["limits"] == ["hbm: weights, cache and activations do not fit: 392.1 GB too much"]
+    assert points[2]["limits"] == ["hbm: weights, cache and activations do not fit: 391.5 GB too much"]
     text = sx("run", DECODE, "--set", "axes.load.batch=[32,64,1280]").out.splitlines()
     assert text[0] == "DeepSeek-V3 decode step on 144 H800: 3 points, 2 feasible"
     assert text[1].split()[:5] == ["batch", "time", "per", "output", "token"]
