@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import simpy
 
 from sextant.simulator.des import Span
-from sextant.simulator.schedule import KINDS, Work, instructions
-
-Done = tuple[str, int, int]
+from sextant.simulator.schedule import KINDS, Output, Work, instructions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,39 +50,24 @@ def simulate(
     """Run one step. A forward chunk needs that of the stage before, a backward chunk that of the stage after,
     ``send_s`` after it ended (nothing between stages of one rank); messages keep no rank busy."""
     env = simpy.Environment()
-    n_stages = len(chunks.forward)
-    done: dict[Done, simpy.Event] = {}
-    ready: dict[Done, float] = {}
-    owner: dict[tuple[int, int], int] = {}
+    n_stages = n_ranks * virtual_stages
     programs = [instructions(schedule, r, n_ranks, n_micro_batches, virtual_stages) for r in range(n_ranks)]
-    for rank, program in enumerate(programs):
-        for work in program:
-            if work.f >= 0:
-                owner[work.f, work.f_stage] = rank
-                done["F", work.f, work.f_stage] = env.event()
-            if work.kind in ("B", "BW", "FB"):
-                done["B", work.b, work.b_stage] = env.event()
+    owner = {key: rank for rank, program in enumerate(programs) for work in program for key in work.outputs}
+    done = {key: env.event() for key in owner}
+    ready: dict[Output, float] = {}
     spans: list[list[Span]] = [[] for _ in programs]
-
-    def needs(work: Work, rank: int) -> Generator[tuple[Done, float], None, None]:
-        if work.f >= 0 and work.f_stage > 0:
-            yield ("F", work.f, work.f_stage - 1), _hop(owner, work.f, work.f_stage - 1, rank, send_s)
-        if work.kind in ("B", "BW", "FB"):
-            if work.b_stage < n_stages - 1:
-                yield ("B", work.b, work.b_stage + 1), _hop(owner, work.b, work.b_stage + 1, rank, send_s)
-            else:
-                yield ("F", work.b, work.b_stage), 0.0
 
     def run(rank: int) -> Generator[simpy.Event, object, None]:
         for work in programs[rank]:
-            for key, delay in needs(work, rank):
+            for key in work.inputs(n_stages):
                 if key not in ready:
                     yield done[key]
-                if env.now < ready[key] + delay:
-                    yield env.timeout(ready[key] + delay - env.now)
+                arrival = ready[key] + (0.0 if owner[key] == rank else send_s)
+                if env.now < arrival:
+                    yield env.timeout(arrival - env.now)
             start = env.now
             yield env.timeout(chunks.of(work))
-            for key in _results(work):
+            for key in work.outputs:
                 ready[key] = env.now
                 done[key].succeed()
             spans[rank].append(_span(work, rank, start, env.now))
@@ -95,19 +78,6 @@ def simulate(
     for rank, program in enumerate(programs):
         assert len(spans[rank]) == len(program), f"rank {rank} waits for ever before {program[len(spans[rank])]}"
     return _summary(spans)
-
-
-def _hop(owner: Mapping[tuple[int, int], int], micro_batch: int, stage: int, rank: int, send_s: float) -> float:
-    return 0.0 if owner[micro_batch, stage] == rank else send_s
-
-
-def _results(work: Work) -> list[Done]:
-    results: list[Done] = []
-    if work.f >= 0:
-        results.append(("F", work.f, work.f_stage))
-    if work.kind in ("B", "BW", "FB"):
-        results.append(("B", work.b, work.b_stage))
-    return results
 
 
 def _span(work: Work, rank: int, start: float, end: float) -> Span:

@@ -20,6 +20,9 @@ from sextant.simulator.types import Num
 NAMES = ("gpipe", "1f1b", "interleaved", "zb1p", "dualpipe")
 KINDS = ("F", "B", "W", "BW", "FB")
 
+#: What a chunk makes for others: "F" (activations) or "B" (input gradients), of a micro-batch, by a stage.
+Output = tuple[str, int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -33,6 +36,23 @@ class Work:
     f_stage: int = -1
     b: int = -1
     b_stage: int = -1
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What other instructions may wait for; weight gradients are nobody's input."""
+        made: list[Output] = [("F", self.f, self.f_stage)] if self.f >= 0 else []
+        if self.kind in ("B", "BW", "FB"):
+            made.append(("B", self.b, self.b_stage))
+        return tuple(made)
+
+    def inputs(self, n_stages: int) -> tuple[Output, ...]:
+        """What this waits for, of ``n_stages`` in all: forward on the stage before, input gradients from the stage
+        after, where the last stage has its own forward instead. A weight gradient follows its B on the same rank."""
+        needed: list[Output] = [("F", self.f, self.f_stage - 1)] if self.f >= 0 and self.f_stage > 0 else []
+        if self.kind in ("B", "BW", "FB"):
+            last = self.b_stage == n_stages - 1
+            needed.append(("F", self.b, self.b_stage) if last else ("B", self.b, self.b_stage + 1))
+        return tuple(needed)
 
 
 def stages_of_ranks(schedule: str, n_ranks: int, virtual_stages: int = 1) -> tuple[tuple[int, ...], ...]:
@@ -49,6 +69,11 @@ def instructions(
 ) -> tuple[Work, ...]:
     """What ``rank`` executes, in order. InputError where the schedule does not exist for these numbers."""
     _known(schedule)
+    if min(n_ranks, n_micro_batches, virtual_stages) < 1:
+        raise InputError(
+            f"a pipeline needs at least one rank, micro-batch and virtual stage; got {n_ranks}, {n_micro_batches} and "
+            f"{virtual_stages}"
+        )
     if schedule != "interleaved" and virtual_stages != 1:
         raise InputError(f"plan.virtual_stages: {schedule} has 1, got {virtual_stages}; use the interleaved schedule")
     if schedule == "dualpipe":

@@ -110,3 +110,24 @@ def test_messages_between_stages_of_one_rank_are_free():
     slow = simulate("interleaved", times, 1, 4, virtual_stages=2, send_s=9.0)
     assert slow.step_s == simulate("interleaved", times, 1, 4, virtual_stages=2).step_s
     assert simulate("dualpipe", times, 2, 4, send_s=9.0).step_s > simulate("dualpipe", times, 2, 4).step_s
+
+
+@pytest.mark.parametrize(("name", "v"), CASES)
+def test_the_same_step_is_the_same_bytes(name, v):
+    """Ranks that become free at one moment go on in one order."""
+    times = ChunkSeconds(
+        forward=[1.0] * 4 * v, backward_input=[1.0] * 4 * v, backward_weight=[1.0] * 4 * v,
+        pair={(i, 3 - i): 3.0 for i in range(4)},
+    )  # fmt: skip
+    once, again = (repr(simulate(name, times, 4, 8, virtual_stages=v)) for _ in range(2))
+    assert once == again
+
+
+def test_lists_that_wait_for_each_other_name_rank_and_instruction(monkeypatch):
+    """The engine runs out of events; that is an error of ours, told at once."""
+    wrong = {0: (schedule.Work("F", f=0, f_stage=0), schedule.Work("BW", b=0, b_stage=0)),
+             1: (schedule.Work("BW", b=0, b_stage=1), schedule.Work("F", f=0, f_stage=1))}  # fmt: skip
+    monkeypatch.setattr("sextant.simulator.pipeline.instructions", lambda _name, rank, *_: wrong[rank])
+    times = ChunkSeconds(forward=[1.0] * 2, backward_input=[1.0] * 2, backward_weight=[1.0] * 2, pair={})
+    with pytest.raises(AssertionError, match=r"rank 0 waits for ever before Work\(kind='BW'"):
+        simulate("gpipe", times, 2, 1)
