@@ -17,7 +17,7 @@ from sextant.simulator.types import Num
 Table = Mapping[tuple[str, str, str, str], Num]
 
 #: Blocks that are neither attention nor feed-forward: they run after a layer's forward part, before its backward.
-_ENDS = ("embedding", "head")
+_ENDS = ("vision", "embedding", "engram", "streams", "head", "generation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,11 @@ def is_message(op: Op) -> bool:
     return op.kind in ("collective", "expert_exchange")
 
 
+def is_compute(op: Op) -> bool:
+    """Whether an operator runs on the SMs that compute: neither a message nor a fetch from host memory."""
+    return not is_message(op) and op.stream != "host"
+
+
 def in_line_s(timed: TimedStep, layers: Mapping[str, Num]) -> Num:
     """Seconds of messages that stand in line with compute, in ``layers`` occurrences of each part: all exposed."""
     inline = (t for t in timed.ops if is_message(t.op) and t.op.stream == "compute")

@@ -180,14 +180,23 @@ class Load:
     """What is asked of the model.
 
     phase: ``training`` (``batch`` = sequences of the whole cluster per optimizer step, ``context_tokens`` = their
-    length), ``prefill`` (``batch`` = prompts per data-parallel rank) or ``decode`` (``batch`` = requests per
-    data-parallel rank, ``context_tokens`` = tokens already in the cache).
+    length), ``prefill`` (``batch`` = prompts per data-parallel rank), ``decode`` (``batch`` = requests per
+    data-parallel rank, ``context_tokens`` = tokens already in the cache), ``image_understanding`` (``batch`` = questions
+    per data-parallel rank, each with ``n_images`` images of ``image_height`` x ``image_width`` pixels and
+    ``context_tokens`` of text) or ``image_generation`` (``batch`` = images per data-parallel rank, ``context_tokens`` =
+    length of a prompt; ``guidance`` = with classifier-free guidance; ``n_steps`` = sampling steps, 0 = as published).
+    A model with an image encoder trains on ``n_images`` per sequence, whose tokens ``context_tokens`` includes.
     """
 
     phase: str
     batch: Num
     context_tokens: Num
     routing: str = "balanced"
+    n_images: Num = 1.0
+    image_height: Num = 384.0
+    image_width: Num = 384.0
+    guidance: bool = True
+    n_steps: Num = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +228,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A validated question: records with arrays where an axis sweeps them. ``model`` is a record of the workloads."""
+    """A validated question: records with arrays where an axis sweeps them. ``model`` is a record of the workloads.
+
+    ``solve`` says, by dotted path, of which size a field follows: ``{size: target or "base", "multiple_of": number}``.
+    """
 
     name: str
     model: Any
@@ -229,6 +241,7 @@ class Scenario:
     axes: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(default_factory=dict)
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    solve: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
     engine: str = "analytic"
     seed: int = 0
 

@@ -12,9 +12,10 @@ import numpy as np
 from sextant.simulator import paths
 from sextant.simulator.result import join, result
 from sextant.simulator.types import Result, Scenario
-from sextant.studies import axes, catalogue
+from sextant.studies import catalogue, solve
 from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.scenario import Check, Question, load
+from sextant.workloads import models
 
 #: The fields that each limit is about, for errors that name a place in the file: the first is blamed.
 _BLAME = {
@@ -35,6 +36,17 @@ _BLAME = {
     "unsupported: only ZeRO 0 to 3 exist": ("plan.zero_stage",),
     "sms: overlapped exchange needs n_comm_sms": ("plan.n_comm_sms", "plan.overlap", "plan.expert"),
     "choice: experts per token among routed experts": ("model.num_experts_per_tok", "model.n_routed_experts"),
+    "model: this phase needs an image encoder": ("load.phase",),
+    "model: this phase needs an image generator": ("load.phase",),
+    "model: MLA needs kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and v_head_dim": (
+        "model.attention", "model.kv_lora_rank", "model.qk_nope_head_dim", "model.qk_rope_head_dim", "model.v_head_dim",
+    ),
+    "model: routed experts need moe_intermediate_size and num_experts_per_tok": (
+        "model.n_routed_experts", "model.moe_intermediate_size", "model.num_experts_per_tok",
+    ),
+    "model: engram_layers count from 1 to num_hidden_layers, each once": (
+        "model.engram_layers", "model.num_hidden_layers",
+    ),
     "sms: compute on the SMs that n_comm_sms leaves": ("plan.n_comm_sms", "cluster.device.n_sms"),
     "divisibility: layers by layers_per_stage": (
         "plan.layers_per_stage", "plan.pipeline", "plan.virtual_stages", "model.num_hidden_layers",
@@ -80,6 +92,10 @@ def _evaluated(scenario: Scenario, n_points: int) -> Result:
         from sextant.studies.training import evaluate_training
 
         return evaluate_training(scenario, n_points)
+    if scenario.load.phase == "image_generation":
+        from sextant.studies.imaging import evaluate_generation
+
+        return evaluate_generation(scenario, n_points)
     from sextant.studies.serving import evaluate_serving
 
     return evaluate_serving(scenario, n_points)
@@ -90,20 +106,20 @@ def answer(asked: Question, progress: Callable[[int], None] = lambda n: None) ->
     results: list[Result] = []
     order: list[np.ndarray] = []
     done = 0
-    for index, scenario in axes.groups(asked, structural=structural(asked.scenario)):
-        results.append(evaluate(scenario, len(index)))
-        order.append(index)
-        done += len(index)
+    for part in solve.parts(asked, structural(asked.scenario)):
+        results.append(solve.answered(part, evaluate))
+        order.append(part.index)
+        done += len(part.index)
         progress(done)
     return join(results, order)
 
 
 def structural(scenario: Scenario) -> frozenset[str]:
-    """Axes that a sweep evaluates value by value. In training the stages depend on every dimension of the model."""
-    swept = set(scenario.axes)
+    """Axes and solved fields that a sweep evaluates value by value. In training stages depend on all of the model."""
+    swept = {*scenario.axes, *scenario.solve}
     fixed = set(catalogue.STRUCTURAL)
     # Whether there are experts at all decides what is built.
-    fixed |= {path for path in swept if path == "model.n_routed_experts" and 0 in scenario.axes[path]}
+    fixed |= {path for path in swept if path == "model.n_routed_experts" and 0 in scenario.axes.get(path, ())}
     if scenario.load.phase == "training":
         fixed |= {path for path in swept if path.startswith("model.") or path == "load.context_tokens"}
     return frozenset(fixed)
@@ -130,7 +146,11 @@ def _ignored(scenario: Scenario) -> list[str]:
         and plan.overlap == "forward_backward"
         and plan.schedule != "dualpipe",
         f"load.routing: {load.routing} is not modelled; balanced is": load.routing != "balanced",
-        "plan.placement and plan.prefetch": bool(plan.placement) or plan.prefetch != "none",
+        "plan.placement and plan.prefetch, which are about Engram tables while serving": (
+            bool(plan.placement) or plan.prefetch != "none"
+        )
+        and (training or not scenario.model.engram_layers or load.phase == "image_generation"),
+        "plan.prefetch: the tables lie in HBM": plan.prefetch != "none" and plan.placement.get("engram") != "host",
         "plan.zero_stage in times, which are those of ZeRO 1": training
         and bool(np.any(np.asarray(plan.zero_stage) != 1)),
     }
@@ -160,9 +180,20 @@ def _divisible(scenario: Scenario):
     for reason, broken in plan_limits(scenario).items():
         if bool(np.any(broken)):
             fields = _BLAME[reason]
-            value = paths.get(scenario, fields[0])
-            got = f"{value:g}" if np.ndim(value) == 0 else f"[{', '.join(f'{v:g}' for v in value)}]"
-            yield fields, f"{reason.partition(': ')[2]} does not work out, got {got}; {_remedy(reason, scenario)}"
+            text = reason.partition(": ")[2] + ("" if reason.startswith("model") else " does not work out")
+            yield fields, f"{text}, got {_shown(paths.get(scenario, fields[0]))}; {_remedy(reason, scenario)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    items = np.asarray(value, dtype=float)
+    return f"{items:g}" if items.ndim == 0 else f"[{', '.join(f'{v:g}' for v in items)}]"
+
+
+def _with(field: str) -> str:
+    """The models whose nested record ``field`` is there."""
+    return ", ".join(name for name, model in models.catalogue().items() if getattr(model, field) is not None)
 
 
 def _remedy(reason: str, scenario: Scenario) -> str:
@@ -182,6 +213,14 @@ def _remedy(reason: str, scenario: Scenario) -> str:
         "unsupported: only ZeRO 0 to 3 exist": "choose 0, 1, 2 or 3",
         "sms: overlapped exchange needs n_comm_sms": "set aside some, such as 20",
         "choice: experts per token among routed experts": f"choose at most {model.n_routed_experts:g}",
+        "model: this phase needs an image encoder": f"choose a phase of text, or a model with one: {_with('vision')}",
+        "model: this phase needs an image generator": "choose another phase, or a model with one: "
+        f"{_with('generation')}",
+        "model: MLA needs kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and v_head_dim": "give all four, such as "
+        "512, 128, 64 and 128",
+        "model: routed experts need moe_intermediate_size and num_experts_per_tok": "give both, for example 1408 and 6",
+        "model: engram_layers count from 1 to num_hidden_layers, each once": "list layers from 1 to "
+        f"{model.num_hidden_layers:g}, each once",
         "sms: compute on the SMs that n_comm_sms leaves": f"choose fewer than {cluster.device.n_sms:g}",
         "divisibility: layers by layers_per_stage": f"list {plan.pipeline * plan.virtual_stages:g} numbers that add up "
         f"to {model.num_hidden_layers:g}",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 from sextant import hwmodels
@@ -13,11 +14,9 @@ from sextant.simulator import kernels
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import KernelFit
 from sextant.simulator.units import show as shown
-from sextant.studies import axes, catalogue
-from sextant.workloads import models, parameters
-
-#: The sequence length at which a card quotes FLOPs per trained token; the published tables use it.
-_CONTEXT_TOKENS = 4096.0
+from sextant.studies import axes, catalogue, model_card
+from sextant.studies.files import save
+from sextant.workloads import models
 
 #: What a scenario may ask, by its ``load.phase``.
 _STUDIES = {
@@ -30,7 +29,7 @@ _STUDIES = {
 def listing(kind: str) -> list[dict[str, Any]]:
     """One record per entry of ``kind``; InputError names the kinds there are."""
     kinds: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "models": lambda: [_model_row(m) for m in models.catalogue().values()],
+        "models": lambda: [model_card.row(m) for m in models.catalogue().values()],
         "gpus": lambda: [_gpu_row(name) for name in hwmodels.device_names()],
         "clusters": lambda: [_cluster_row(name) for name in hwmodels.cluster_names()],
         "ops": lambda: [{"name": name, "about": _about(name)} for name in _kernel_kinds()],
@@ -42,52 +41,38 @@ def listing(kind: str) -> list[dict[str, Any]]:
     return kinds[kind]()
 
 
-def card(kind: str, name: str) -> dict[str, Any]:
-    """Everything about one entry, nested mappings as sections; InputError offers the nearest names."""
+def card(kind: str, name: str, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything about one entry, nested mappings as sections; InputError offers the nearest names.
+
+    ``sets`` (``field=value``) change a model first; other kinds are shown as they are.
+    """
     kinds: dict[str, Callable[[str], dict[str, Any]]] = {
-        "model": _model_card, "gpu": _gpu_card, "op": _op_card, "cluster": _cluster_card,
+        "model": lambda name: model_card.card(name, sets), "gpu": _gpu_card, "op": _op_card, "cluster": _cluster_card,
         "scenario": _scenario_card,
     }  # fmt: skip
     singular = kind.removesuffix("s")
     if singular not in kinds:
         raise InputError(f"unknown kind {kind!r}; {nearest(kind, kinds)}")
+    if sets and singular != "model":
+        raise InputError(f"--set changes the card of a model, not of a {singular}; leave it out")
     return kinds[singular](name)
 
 
-def _model_row(model: Any) -> dict[str, Any]:
-    return {
-        "name": model.name, "system": model.system, "n_parameters": _count(parameters.n_parameters(model)),
-        "n_activated_parameters": _count(parameters.activated_parameters(model)),
-        "convention": "without MTP; activated without the input embedding",
-        "official": {k: _count(v) for k, v in model.official.items()}, "source": dict(model.source),
-    }  # fmt: skip
+def write(found: Mapping[str, Any], place: Path, *, figure: bool) -> list[Path]:
+    """``found`` as card.json in ``place``, of a model with its figure; returns the files."""
+    from sextant.studies import report
+
+    written = [save(place / "card.json", lambda file: file.write(report.dumps(found) + "\n"))]
+    if figure:
+        from sextant.studies import card_figure
+
+        written += card_figure.draw(found, place)
+    return written
 
 
 def _count(value: Any) -> int | float:
     """A count as a whole number, so that JSON shows all its digits and no exponent."""
     return int(value) if float(value).is_integer() else float(value)
-
-
-def _model_card(name: str) -> dict[str, Any]:
-    model = models.model(name)
-    hidden = ("official", "source", "name", "system")
-    fields = {k: _plain(v) for k, v in asdict(model).items() if k not in hidden and v not in (0.0, "", ())}
-    row = _model_row(model)
-    flops = parameters.training_flops_per_token
-    sizes = {
-        "kv_bytes_per_token": _count(parameters.kv_bytes_per_token(model)),
-        "weights_bf16_bytes": 2 * row["n_parameters"],
-        "mtp_parameters": _count(parameters.mtp_parameters(model)),
-        "n_activated_parameters_with_embedding": _count(parameters.activated_parameters(model, embedding=True)),
-        "context_tokens": _count(_CONTEXT_TOKENS),
-        "training_flops_per_token_causal": float(flops(model, _CONTEXT_TOKENS)),
-        "training_flops_per_token_noncausal": float(flops(model, _CONTEXT_TOKENS, causal=False)),
-    }  # fmt: skip
-    pieces = {piece: _count(n) for piece, n in parameters.by_piece(model).items()}
-    official, source = row.pop("official"), row.pop("source")
-    return {
-        **row, "parameters by piece": pieces, "sizes": sizes, "fields": fields, "official": official, "source": source
-    }  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

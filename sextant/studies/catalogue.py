@@ -10,6 +10,8 @@ from sextant.studies import metrics
 from sextant.studies.layers import Catalogue
 from sextant.workloads import models
 from sextant.workloads.formats import RECIPES
+from sextant.workloads.sizes import SIZES
+from sextant.workloads.transformer import PHASES
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 
@@ -18,15 +20,19 @@ CHOICES = {
     "plan.schedule": ("gpipe", "1f1b", "interleaved", "zb1p", "dualpipe"),
     "plan.overlap": ("none", "forward_backward", "two_batch"),
     "plan.formats": tuple(RECIPES),
-    "plan.recompute": ("norm", "mla_up", "swiglu", "full"),
-    "load.phase": ("training", "prefill", "decode"),
+    "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "full"),
+    "load.phase": PHASES,
+    "plan.prefetch": ("none", "tokens"),
+    "plan.placement.engram": ("hbm", "host"),
+    "model.attention": ("mla", "gqa"),
+    "model.topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
 }
 
 #: Numeric fields that change what is built, not only how large it is: a sweep evaluates their values one by one.
 STRUCTURAL = frozenset(
     {
         "model.num_hidden_layers", "model.first_k_dense_replace", "model.num_nextn_predict_layers", "model.q_lora_rank",
-        "model.n_group", "model.n_shared_experts",
+        "model.n_group", "model.n_shared_experts", "model.n_streams",
         "plan.pipeline", "plan.virtual_stages", "plan.zero_stage",
     }
 )  # fmt: skip
@@ -60,4 +66,5 @@ def catalogue() -> Catalogue:
         metrics=metrics.names(),
         published=published.groups(),
         choices=CHOICES,
+        sizes=SIZES,
     )

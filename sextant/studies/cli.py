@@ -170,16 +170,25 @@ def list_(
 def show(
     kind: Annotated[str, typer.Argument(help="model, gpu, cluster, op or scenario")],
     name: Annotated[str, typer.Argument(help="Its name, as `sextant list` prints it.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a model first, e.g. n_streams=4.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder for card.json, of a model also figures.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Show one model, GPU, cluster, operator or scenario, with the source of its numbers."""
-    from sextant.studies import cards, tables
+    from sextant.studies import card_table, cards, files, tables
 
-    card = cards.card(kind, name)
+    card = cards.card(kind, name, sets or ())
+    model = kind in ("model", "models")
+    written = cards.write(card, files.folder(out), figure=model) if out else []
     if json:
         _print_json(card)
-    else:
-        _put(tables.card(card), sys.stdout)
+        return
+    text = card_table.card(card) if model else tables.card(card)
+    _put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
 
 
 @app.command()

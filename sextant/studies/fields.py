@@ -23,11 +23,22 @@ from sextant.studies.yaml_source import is_number
 Kind = Literal["number", "integer", "flag", "text", "list", "mapping", "record"]
 
 _DEGREES = {"tensor", "expert", "pipeline", "data", "context", "virtual_stages", "micro_batch", "batch"}
-_COUNTS = _DEGREES | {"context_tokens", "redundant_experts", "zero_stage", "layers_per_stage"}
+_COUNTS = _DEGREES | {
+    "context_tokens",
+    "redundant_experts",
+    "zero_stage",
+    "layers_per_stage",
+    "first_k_dense_replace",
+    "topk_group",
+    "image_height",
+    "image_width",
+}
+_COUNTS |= {"engram_layers", "engram_orders", "engram_rows", "engram_conv_kernel", "sinkhorn_iters"}
 _COUNT_STARTS = ("n_", "num_")
 _COUNT_ENDS = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_len")
 _POSITIVE = _DEGREES | {
     "n_devices", "n_sms", "layers_per_stage", "context_tokens", "efficiency", "clock_under_load",
+    "image_height", "image_width", "n_streams", "engram_rows", "engram_dim", "engram_heads", "engram_layers",
     "hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
 }  # fmt: skip
 _SHARES = ("fraction", "efficiency", "share")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.types import Num
 from sextant.studies import answer as answering
 from sextant.studies import catalogue, report
 from sextant.validate import published
 from sextant.workloads import models, parameters
+from sextant.workloads.transformer import Transformer
 
 #: What the predictions of a group rest on, and to what it was fitted.
 _SIZES = "none"
@@ -26,6 +28,25 @@ _MODEL_GROUPS = {
     "deepseek-v2": ("deepseek_v2", "deepseek_v2.recount", "training_flops.deepseek_v2_236b"),
     "qwen-2.5-72b": ("kv_cache.qwen_2_5_72b", "training_flops.qwen_72b"),
     "llama-3.1-405b": ("kv_cache.llama_3_1_405b", "training_flops.llama_405b"),
+    "deepseek-coder-v2-lite": ("deepseek_v2_lite", "deepseek_v2_lite.recount"),
+    "deepseek-coder-1.3b": ("deepseek_coder_1_3b.recount",),
+    "deepseek-coder-6.7b": ("deepseek_coder_6_7b.recount",),
+    "deepseek-coder-33b": ("deepseek_coder_33b.recount",),
+    "deepseek-vl2-tiny": ("deepseek_vl2_tiny", "deepseek_vl2_tiny.recount", "deepseek_vl2_tiny.with_vision"),
+    "deepseek-vl2-small": ("deepseek_vl2_small", "deepseek_vl2_small.recount", "deepseek_vl2_small.with_vision"),
+    "deepseek-vl2": ("deepseek_vl2", "deepseek_vl2.recount", "deepseek_vl2.with_vision"),
+    "deepseek-vl-1.3b": ("deepseek_vl_1_3b.checkpoint",),
+    "janus-pro-1b": ("janus_pro_1b.recount",),
+    "janus-pro-7b": ("janus_pro_7b.recount", "janus_pro_7b.checkpoint"),
+    "janus-1.3b": ("janus_1_3b.checkpoint",),
+    "janusflow-1.3b": ("janusflow_1_3b.checkpoint",),
+    "dense-4b": ("engram.dense_4b",),
+    "moe-27b": ("engram.moe_27b",),
+    "engram-27b": ("engram.engram_27b",),
+    "engram-40b": ("engram.engram_40b",),
+    "mhc-3b": ("mhc.3b",),
+    "mhc-9b": ("mhc.9b",),
+    "mhc-27b": ("mhc.27b",),
 }  # fmt: skip
 
 
@@ -47,16 +68,25 @@ def _sizes() -> list[dict[str, Any]]:
     rows = []
     known = {figure.id.rpartition(".")[0] for figure in published.figures()}
     for name, groups in _MODEL_GROUPS.items():
-        model = models.model(name)
-        predicted = {
-            "n_parameters": parameters.n_parameters(model), "mtp_parameters": parameters.mtp_parameters(model),
-            "n_activated_parameters": parameters.activated_parameters(model),
-            "kv_bytes_per_token": parameters.kv_bytes_per_token(model),
-            "training_flops_per_token": parameters.training_flops_per_token(model, _CONTEXT_TOKENS),
-        }  # fmt: skip
+        predicted = sizes(models.model(name))
         for group in (each for each in groups if each in known):
             rows += [_row(group, pair, _SIZES, exact=True) for pair in published.compare(predicted, group)]
     return rows
+
+
+def sizes(model: Transformer) -> dict[str, Num]:
+    """What a model's dimensions say, under the names of published figures."""
+    pieces = parameters.by_piece(model)
+    return {
+        "n_parameters": parameters.n_parameters(model), "mtp_parameters": parameters.mtp_parameters(model),
+        "n_activated_parameters": parameters.activated_parameters(model),
+        "n_language_parameters": parameters.language_parameters(model),
+        "n_activated_language_parameters": parameters.language_activated_parameters(model),
+        "engram_parameters": pieces.get("engram_tables", 0.0) + pieces.get("engram_gate", 0.0),
+        "checkpoint_bytes": parameters.checkpoint_bytes(model),
+        "kv_bytes_per_token": parameters.kv_bytes_per_token(model),
+        "training_flops_per_token": parameters.training_flops_per_token(model, _CONTEXT_TOKENS),
+    }  # fmt: skip
 
 
 def _scenarios() -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from sextant.simulator.errors import InputError, Problem, nearest
-from sextant.simulator.types import Cluster, Device
+from sextant.simulator.types import Cluster, Device, Num
 from sextant.studies import yaml_source
 from sextant.studies.fields import shown
 from sextant.studies.yaml_source import Keys, Source
@@ -31,7 +31,8 @@ class Catalogue:
     """What names a scenario may use. The functions raise InputError for a name they do not know.
 
     ``metrics`` are the names that constraints and objectives may use, ``published`` the ids of published figures; an
-    empty one is not checked against. ``choices`` lists, by dotted path, the texts that a field accepts.
+    empty one is not checked against. ``choices`` lists, by dotted path, the texts that a field accepts. ``sizes`` are
+    functions of a model and a load that ``solve`` may hold equal.
     """
 
     models: Callable[[str], object]
@@ -45,6 +46,7 @@ class Catalogue:
     metrics: Sequence[str] = ()
     published: Sequence[str] = ()
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sizes: Mapping[str, Callable[[Any, Any], Num]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ class _Outer(BaseModel):
     plan: dict[str, Any] = {}
     load: dict[str, Any] = {}
     axes: dict[str, Any] = {}
+    solve: dict[str, Any] = {}
     constraints: dict[str, Annotated[dict[Literal["min", "max"], Any], Field(min_length=1)]] = {}
     objectives: dict[str, Literal["min", "max"]] = {}
     engine: Literal["analytic", "event"] = "analytic"
@@ -252,7 +255,7 @@ def _settings(sets: Sequence[str], problems: list[Problem]) -> list[Layer]:
             except InputError as error:
                 problems += [Problem(path=label, key=path.strip(), message=p.message) for p in error.problems]
                 continue
-            for key in reversed(rest.split(".") if top not in (*BLOCKS, "axes") else [rest]) if rest else ():
+            for key in reversed(rest.split(".") if top not in (*BLOCKS, "axes", "solve") else [rest]) if rest else ():
                 raw = {key: raw}
             layers.append(Layer(label=label, data={top: raw}))
     return layers
@@ -280,9 +283,9 @@ def _flatten(layer: Layer, problems: list[Problem]) -> dict[str, Entry]:
     for top, raw in layer.data.items():
         if top in (*BLOCKS, "constraints", "objectives") and isinstance(raw, dict):
             walk(top, raw, (top,))
-        elif top == "axes" and isinstance(raw, dict):
+        elif top in ("axes", "solve") and isinstance(raw, dict):
             for key, value in raw.items():
-                add(f"axes.{_without_base(key)}", value, (top, key))
+                add(f"{top}.{_without_base(key)}", value, (top, key))
         elif (top in BASED and isinstance(raw, str)) or top in _PLAIN:
             add(top, raw, (top,))
     return entries

@@ -34,9 +34,21 @@ def plan_limits(scenario: Scenario) -> dict[str, Flag]:
 
 def undefined(scenario: Scenario) -> dict[str, Flag]:
     """The limits beyond which operators have no meaning: such points are not evaluated, their metrics are 0."""
-    model, plan = scenario.model, scenario.plan
+    model, plan, phase = scenario.model, scenario.plan, scenario.load.phase
     routed = np.asarray(model.n_routed_experts)
+    mla = model.attention == "mla"
+    layers = np.asarray(model.engram_layers)
     return {
+        "model: this phase needs an image encoder": phase == "image_understanding" and model.vision is None,
+        "model: this phase needs an image generator": phase == "image_generation" and model.generation is None,
+        "model: MLA needs kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and v_head_dim": mla
+        & _any_zero(model.kv_lora_rank, model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim),
+        "model: routed experts need moe_intermediate_size and num_experts_per_tok": (routed > 0)
+        & _any_zero(model.moe_intermediate_size, model.num_experts_per_tok),
+        "model: engram_layers count from 1 to num_hidden_layers, each once": bool(
+            layers.size and (np.any(layers < 1) | (len(set(model.engram_layers)) < layers.size))
+        )
+        | np.asarray(np.max(layers, initial=0.0) > model.num_hidden_layers),
         "divisibility: expert without routed experts": (plan.expert > 1) & (routed == 0),
         "choice: experts per token among routed experts": (routed > 0) & (model.num_experts_per_tok > routed),
         "sms: compute on the SMs that n_comm_sms leaves": np.asarray(plan.n_comm_sms >= scenario.cluster.device.n_sms),
@@ -52,6 +64,11 @@ def _stages_differ(scenario: Scenario) -> bool:
     n_layers = sum(n for part, n in layer_counts(scenario.model).items() if part.endswith("layer"))
     n_stages = plan.pipeline * plan.virtual_stages
     return bool(len(plan.layers_per_stage) != n_stages or sum(plan.layers_per_stage) != n_layers)
+
+
+def _any_zero(*values: Num) -> Flag:
+    """Whether one of ``values`` is 0, per point."""
+    return np.any(np.stack(np.broadcast_arrays(*values)) == 0, axis=0)
 
 
 def _rest(number: Num, divisor: Num) -> Flag:

@@ -27,7 +27,7 @@ class Metric:
 
 
 _TRAINING = (
-    Metric(name="step_time_s", label="step", unit="s", unless=("tpot_s", "ttft_s")),
+    Metric(name="step_time_s", label="step", unit="s", unless=("tpot_s", "ttft_s", "image_time_s")),
     Metric(name="forward_s", label="1F: forward alone", unit="s"),
     Metric(name="backward_input_s", label="1B: backward alone", unit="s"),
     Metric(name="backward_weight_s", label="1W: weight gradients alone", unit="s"),
@@ -46,20 +46,33 @@ _SERVING = (
     Metric(name="ttft_s", label="time to first token", unit="s"),
     Metric(name="tokens_per_s_per_device", label="tokens/s per GPU", unless=("tokens_per_day",)),
     Metric(name="tokens_per_s", label="tokens/s", unless=("tokens_per_day",)),
-    Metric(name="compute_s", label="compute, both halves", unit="s"),
-    Metric(name="communication_s", label="communication, both halves", unit="s"),
+    Metric(name="compute_s", label="compute", unit="s"),
+    Metric(name="communication_s", label="communication", unit="s"),
     Metric(
         name="usd_per_million_tokens", label="USD per million tokens", unit="usd", unless=("usd_per_trillion_tokens",)
     ),
+    Metric(name="fetch_s", label="rows fetched from host", unit="s"),
+    Metric(name="exposed_fetch_s", label="of that exposed", unit="s"),
+    Metric(name="image_tokens", label="visual tokens per image"),
+    Metric(name="vision_s", label="image encoder and projector", unit="s"),
+    Metric(name="image_time_s", label="time per image, the batch together", unit="s"),
+    Metric(name="prompt_s", label="prompt", unit="s"),
+    Metric(name="sampling_s", label="all sampling steps", unit="s"),
+    Metric(name="sampling_step_s", label="one sampling step", unit="s"),
+    Metric(name="pixels_s", label="decoding to pixels", unit="s"),
+    Metric(name="images_per_s", label="images/s"),
+    Metric(name="images_per_s_per_device", label="images per GPU-second"),
+    Metric(name="usd_per_thousand_images", label="USD per thousand images", unit="usd"),
     Metric(name="kv_bytes_per_token", label="KV cache per token", unit="bytes", digits=6),
 )  # fmt: skip
 _MEMORY = (
     Metric(name="hbm_bytes", label="HBM used", unit="bytes", headline=False),
     Metric(name="hbm_free_bytes", label="HBM free", unit="bytes", headline=False),
+    Metric(name="host_bytes", label="host memory used", unit="bytes", headline=False),
 )
 #: What tells the points of a sweep apart, where the scenario has no objectives.
 _COMPARED = (
-    "step_time_s", "tpot_s", "ttft_s", "mfu_causal", "tokens_per_day", "tokens_per_s_per_device",
+    "step_time_s", "tpot_s", "ttft_s", "image_time_s", "image_tokens", "images_per_s_per_device", "mfu_causal", "tokens_per_day", "tokens_per_s_per_device",
     "usd_per_trillion_tokens", "usd_per_million_tokens", "hbm_bytes",
 )  # fmt: skip
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
@@ -67,7 +80,7 @@ METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
 
 def names() -> tuple[str, ...]:
     """Every metric that constraints and objectives may use."""
-    extra = ("tokens_per_s", "step_time_low_s", "step_time_high_s", "host_bytes", "n_parameters")
+    extra = ("tokens_per_s", "step_time_low_s", "step_time_high_s", "n_parameters")
     return tuple(dict.fromkeys((*METRICS, *extra)))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sextant.simulator import paths, units
+from sextant.studies.equations import equation, figure
 from sextant.studies.fields import find
 from sextant.studies.layers import BASED, BLOCKS
 from sextant.studies.scenario import Question, base_names
@@ -63,6 +64,7 @@ def canonical(question: Question) -> str:
     """
     scenario = question.scenario
     names = base_names(question.entries, {p: v[0] for p, v in scenario.axes.items()})
+    asked = question.at({}) if scenario.solve else scenario  # solved fields as the file sets them
     lines = [f"name: {_flow(scenario.name)}"]
     if question.description:
         lines.append(f"description: {_flow(question.description)}")
@@ -70,14 +72,15 @@ def canonical(question: Question) -> str:
         fields = {"base": names[top]} if top in BASED else {}
         if top == "cluster" and "cluster.device" in names:
             fields["device"] = names["cluster.device"]
-        record = getattr(scenario, top)
+        record = getattr(asked, top)
         for path in question.entries:
             block, _, rest = path.partition(".")
             if block == top and rest and path != "cluster.device" and path not in scenario.axes:
                 fields[rest] = paths.get(record, rest)
         lines.append(f"{top}: {_flow(fields)}")
     for key, value in (
-        ("axes", scenario.axes), ("constraints", scenario.constraints), ("objectives", scenario.objectives),
+        ("axes", scenario.axes), ("solve", scenario.solve),
+        ("constraints", scenario.constraints), ("objectives", scenario.objectives),
         ("engine", scenario.engine), ("seed", scenario.seed), ("published", question.published),
     ):  # fmt: skip
         lines.append(f"{key}: {_flow(value)}")
@@ -91,6 +94,8 @@ def _leaf(question: Question, top: str, path: str, value: Any, names: Mapping[st
         swept = question.scenario.axes[full]
         return Leaf(full, swept, _text(full, swept, dimension), entries[f"axes.{full}"].place)
     text = _text(full, value, dimension)
+    if full in question.scenario.solve:
+        return Leaf(full, value, text, _solved(question, full))
     if full in entries:
         return Leaf(full, value, text, entries[full].place)
     if top not in BASED:
@@ -98,6 +103,15 @@ def _leaf(question: Question, top: str, path: str, value: Any, names: Mapping[st
     base = names["cluster.device"] if full.startswith("cluster.device.") and "cluster.device" in names else names[top]
     own = _own_source(getattr(question.scenario, top), path)
     return Leaf(full, value, text, f"base {base}" + (f" ({own})" if own else ""))
+
+
+def _solved(question: Question, path: str) -> str:
+    """The equation that a field follows from, and the size that it reaches at the first point."""
+    scenario = question.scenario
+    name, target, multiple = equation(scenario.solve[path])
+    got = float(question.catalogue.sizes[name](scenario.model, scenario.load))
+    step = f", a multiple of {multiple:g}" if multiple else ""
+    return f"solved: {name} = {figure(target)}{step}; {figure(got)} {'at the first point' if scenario.axes else 'here'}"
 
 
 def _own_source(record: Any, path: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 from sextant import hwmodels
 from sextant.studies import answer, figures, judged, metrics, report
 from sextant.studies.files import folder, replacing
+from sextant.workloads import models
+from sextant.workloads.transformer import Transformer
 
 #: What of the published figures stands in the README, and what the neighbours say of the same work. Their errors were
 #: measured with inputs known beforehand, as ours.
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     readme, place = Path(given[0]), folder(given[1])
     _draw(place)
     text = readme.read_text(encoding="utf-8")
-    for name, lines in (("errors", _errors()), ("kernels", _kernels())):
+    for name, lines in (("errors", _errors()), ("models", _models()), ("kernels", _kernels())):
         text = _between(text, name, "\n".join(lines))
     with replacing(readme) as file:
         file.write(text)
@@ -80,6 +82,36 @@ def _errors() -> list[str]:
         values = f"{_shown(name, row['predicted'])} | {between} | {_shown(name, row['published'])}"
         lines.append(f"| {label} | {values} | {100 * row['error']:+.1f}% |")
     return lines
+
+
+def _models() -> list[str]:
+    """A row per model: what its dimensions imply, beside what its publishers say."""
+    lines = [
+        "| model | parameters | published | activated | published | checkpoint | published |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for model in sorted(models.catalogue().values(), key=lambda m: (m.system, m.name)):
+        found = judged.sizes(model)
+        language = "n_language_parameters" in model.official
+        total = "n_language_parameters" if language else "n_parameters"
+        active = "n_activated_language_parameters" if language else "n_activated_parameters"
+        checkpoint = metrics.shown("checkpoint_bytes", float(found["checkpoint_bytes"]))
+        size = model.official.get("checkpoint_bytes")
+        cells = [
+            f"{model.name}, language model" if language else model.name,
+            metrics.count(float(found[total])), _official(model, total, float(found[total])),
+            metrics.count(float(found[active])), _official(model, active, float(found[active])),
+            checkpoint if size else "", _official(model, "checkpoint_bytes", float(found["checkpoint_bytes"])),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _official(model: Transformer, name: str, ours: float) -> str:
+    value = model.official.get(name)
+    if value is None:
+        return ""
+    return f"{metrics.shown(name, float(value))} ({100 * (ours / float(value) - 1):+.1f}%)"
 
 
 def _kernels() -> list[str]:

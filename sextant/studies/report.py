@@ -16,7 +16,8 @@ import numpy as np
 import sextant
 from sextant.simulator.errors import InputError
 from sextant.simulator.types import Result
-from sextant.studies import axes, metrics
+from sextant.studies import axes, metrics, solve
+from sextant.studies.equations import equation
 from sextant.studies.files import folder, save
 from sextant.studies.scenario import Question
 from sextant.validate import published
@@ -41,6 +42,13 @@ class Answer:
         """The value of every axis at every point."""
         return axes.columns(self.question.scenario.axes, np.arange(self.n_points))
 
+    def solved_columns(self) -> list[str]:
+        """The columns of the result that ``solve`` is about: each field, then its size."""
+        given = self.question.scenario.solve
+        named = solve.columns(given)
+        pairs = ((named[path], equation(each)[0]) for path, each in given.items())
+        return list(dict.fromkeys(name for pair in pairs for name in pair))
+
 
 def interval(answer: Answer, name: str, point: int = 0) -> tuple[float, float]:
     """The 90% interval of a metric that scales with the step time, as (low, high)."""
@@ -49,7 +57,7 @@ def interval(answer: Answer, name: str, point: int = 0) -> tuple[float, float]:
     if step == 0:  # a point that no plan can be made of has no times, and no interval
         return value, value
     low, high = columns["step_time_low_s"][point] / step, columns["step_time_high_s"][point] / step
-    faster_is_more = name.startswith(("tokens_per", "mfu"))
+    faster_is_more = name.startswith(("tokens_per", "images_per", "mfu"))
     return (value / high, value / low) if faster_is_more else (value * low, value * high)
 
 
@@ -60,7 +68,7 @@ def planned(answer: Answer, point: int = 0) -> bool:
 
 def scales(name: str) -> bool:
     """Whether a metric moves with the step time, so that its interval follows from the step's."""
-    timed = name.endswith("_s") or name.startswith(("tokens_per", "mfu", "gpu_hours", "usd_per"))
+    timed = name.endswith("_s") or name.startswith(("tokens_per", "images_per", "mfu", "gpu_hours", "usd_per"))
     return timed and name not in ("step_time_low_s", "step_time_high_s")
 
 
@@ -151,6 +159,8 @@ def simulated(answer: Answer) -> str:
         return f"a trace shows one point, got {answer.n_points:,}; fix the axes with --set"
     if scenario.engine != "event":
         return f"a trace needs the event engine, got engine: {scenario.engine}; add --set engine=event"
+    if not planned(answer):
+        return f"a trace shows a step, but this one has none; {'; '.join(limits(answer, 0))}"
     if scenario.plan.pipeline < 2:
         return "a trace shows a pipeline, got plan.pipeline: 1; raise it"
     return ""

@@ -14,6 +14,8 @@ from sextant.simulator import paths, units
 from sextant.simulator.errors import InputError, Problem, nearest
 from sextant.simulator.types import Load, Plan, Scenario
 from sextant.studies import axes as sweep
+from sextant.studies import solve
+from sextant.studies.equations import equations
 from sextant.studies.fields import Field, convert, find, quantity, shown
 from sextant.studies.layers import BASED, BLOCKS, Catalogue, Entry, Layer, collect
 from sextant.studies.yaml_source import Source
@@ -24,14 +26,15 @@ __all__ = ["Catalogue", "Check", "Question", "load"]
 Check = Callable[[Scenario], Iterable[tuple[str | tuple[str, ...], str]]]
 
 _DEVICE = "cluster.device"
-_PHASES = ("training", "prefill", "decode")
+_PHASES = ("training", "prefill", "decode", "image_understanding", "image_generation")
 _REQUIRED_LOAD = {"load.phase": "decode", "load.batch": "128", "load.context_tokens": "4096"}
 _EMPTY_LOAD = Load(phase=_PHASES[0], batch=1.0, context_tokens=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a scenario file asks: ``scenario`` is its first point (axes hold all values, in SI), the rest is about it.
+    """What a scenario file asks: ``scenario`` is its first point (axes hold all values, in SI; solved fields
+    their value there), the rest is about it.
 
     ``entries`` is everything the files and ``--set`` say, by dotted path. ``published`` are ids of published figures to
     compare the answer with.
@@ -44,7 +47,7 @@ class Question:
     published: tuple[str, ...] = ()
 
     def at(self, point: Mapping[str, Any]) -> Scenario:
-        """The scenario in which each path of ``point`` has that value; a path may be ``model`` or another base.
+        """The scenario, not yet solved, in which each path of ``point`` has that value; ``model`` is a path too.
 
         What the file sets below a base is set on the new base too. InputError if that base lacks such a field.
         """
@@ -54,6 +57,12 @@ class Question:
         if problems:
             raise InputError(*problems)
         return replace(self.scenario, **records)
+
+    def unchanged(self, point: Mapping[str, Any]) -> Any:
+        """The model that ``point`` is based on, as the catalogue has it: nothing that the file sets is set."""
+        bases = {p: e for p, e in self.entries.items() if p == "model"}
+        swept = {p: v for p, v in point.items() if p == "model"}
+        return _build(bases, swept, self.catalogue, [])["model"]
 
 
 def load(
@@ -67,26 +76,29 @@ def load(
     """The question that a file asks, after ``sets`` (``path=value`` words) changed it.
 
     ``given`` is a path, the name of a shipped scenario, YAML text (a str with a line break) or a ``Source``.
-    ``checks`` see the first point; what they yield about a field that an axis sweeps is not an error but a point that
-    does not fit. Raises one InputError with every problem: ``path:line:column: key: what is wrong; what to do``.
+    ``checks`` see the first point; what they yield about a field that is swept or solved is not an error but a
+    point that does not fit.
+    Raises one InputError with every problem: ``path:line:column: key: what is wrong; what to do``.
     """
     entries, problems, own = collect(given, sets, catalogue)
     axes = _axes(entries, own, catalogue, problems, max_points)
     _required(entries, own, problems)
     header = _header(entries, own, catalogue, problems)
     records = _records(entries, axes, catalogue, problems)
+    solving = equations(entries, records, catalogue, problems)
     if problems:
         raise InputError(*_in_order(problems))
-    scenario = Scenario(axes=axes, **header, **records)
+    scenario = Scenario(axes=axes, solve=solving, **header, **records)
+    question = Question(scenario=scenario, entries=entries, catalogue=catalogue)
+    scenario = solve.first(question) if solving else scenario
     problems = [p for check in checks for p in _checked(check, scenario, entries, own)]
     if problems:
         raise InputError(*_in_order(problems))
     published = entries.get("published")
     description = entries.get("description")
-    return Question(
+    return replace(
+        question,
         scenario=scenario,
-        entries=entries,
-        catalogue=catalogue,
         description=description.raw if description else "",
         published=tuple(published.raw) if published else (),
     )
@@ -305,10 +317,10 @@ def _records(
 
 
 def _checked(check: Check, scenario: Scenario, entries: Mapping[str, Entry], own: Layer) -> Iterable[Problem]:
-    """What ``check`` finds, at the place of the path that it blames, unless an axis sweeps a path it names."""
+    """What ``check`` finds, at the place of the path that it blames, unless a path it names is swept or solved."""
     for blamed, message in check(scenario):
         names = (blamed,) if isinstance(blamed, str) else blamed
-        if any(n == axis or n.startswith(axis + ".") for n in names for axis in scenario.axes):
+        if any(n == axis or n.startswith(axis + ".") for n in names for axis in (*scenario.axes, *scenario.solve)):
             continue
         path = names[0]
         if path in entries:

@@ -1,59 +1,69 @@
-"""Prefill and decode: one engine step of a data-parallel rank, with two-batch overlap, memory and throughput."""
+"""Prefill, decode, image understanding: one engine step of a data-parallel rank, with two-batch overlap, Engram rows
+fetched ahead, memory and throughput."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from sextant.simulator import cost, des
 from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.chunk import LayerTimes, layer_times
-from sextant.simulator.evaluate import TimedStep, interval, is_message, provenance_shares, time_ops
+from sextant.simulator.evaluate import TimedStep, interval, is_compute, is_message, provenance_shares, time_ops
 from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.result import result
-from sextant.simulator.types import Flag, Num, Result, Scenario
+from sextant.simulator.types import Flag, Num, Op, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters, residency
 from sextant.workloads.shard import shard
+from sextant.workloads.transformer import image_rows, sequence_tokens
 
 #: Layers simulated before the two-batch pattern repeats; the rest of the layers adds the period.
 _WARM_UP = 4
 
 
 def evaluate_serving(scenario: Scenario, n_points: int) -> Result:
-    """Metrics of a prefill or decode scenario, each of shape (n_points,).
+    """Metrics of a prefill, decode or image_understanding scenario, each of shape (n_points,).
 
-    Decode yields one token per request and step, prefill consumes all prompt tokens in one step. With
+    Decode yields one token per request and step, the others consume all prompt tokens in one step. With
     ``plan.overlap: two_batch`` the batch runs as two halves, each computing while the other one communicates.
     """
     model, plan, load, cluster = scenario.model, scenario.plan, scenario.load, scenario.cluster
     timed, layers = _timed(scenario)
     halves = 2.0 if plan.overlap == "two_batch" else 1.0
     step_s = _step_s(timed, layers, plan.overlap == "two_batch", scenario.engine == "event", n_points)
+    fetch_s = halves * host_s(timed, layers)
+    stalled_s = halves * stall_s(scenario, timed, step_s / halves)
+    step_s = step_s + stalled_s
     low, high = interval(timed, layers)
-    used = plan.tensor * plan.context * plan.pipeline * plan.data
-    tokens = load.batch * (1.0 if load.phase == "decode" else load.context_tokens)
+    used = _used(plan)
+    tokens = load.batch * (1.0 if load.phase == "decode" else sequence_tokens(model, load))
     rate = tokens * plan.data / step_s
     memory = memory_use(scenario)
     columns: dict[str, Num] = {
         ("tpot_s" if load.phase == "decode" else "ttft_s"): step_s,
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
         "tokens_per_s": rate, "tokens_per_s_per_device": rate / used,
-        "compute_s": halves * _sum(timed, layers, messages=False),
-        "communication_s": halves * _sum(timed, layers, messages=True),
+        "compute_s": halves * _sum(timed, layers, is_compute),
+        "communication_s": halves * _sum(timed, layers, is_message),
         "kv_bytes_per_token": parameters.kv_bytes_per_token(model),
+        **_image_columns(scenario, timed, rate / tokens),
         "usd_per_million_tokens": cost.usd(1e6 / rate, used, cluster),
         "hbm_bytes": memory.used_bytes, "hbm_free_bytes": memory.free_bytes,
         **{f"hbm_{part}_bytes": size for part, size in memory.parts.items()},
     }  # fmt: skip
-    exposed = step_s - columns["compute_s"]
+    if "engram" in layers:
+        columns.update({"fetch_s": fetch_s, "exposed_fetch_s": stalled_s, "host_bytes": _host(scenario).used_bytes})
+    exposed = step_s - stalled_s - columns["compute_s"]
     # What rounding leaves of a step without messages is none.
     columns["exposed_comm_s"] = np.where(exposed > 1e-9 * step_s, exposed, 0.0)
     reasons: Mapping[str, Flag] = {
         **plan_limits(scenario),
         "hbm: weights, cache and activations do not fit": ~memory.fits,
+        "host: Engram tables do not fit": ~_host(scenario).fits,
     }
     return result(
         n_points, columns, reasons, provenance=provenance_shares(timed, layers),
@@ -67,20 +77,82 @@ def memory_use(scenario: Scenario) -> Capacity:
     counts = parameters.layer_counts(model)
     sizes = residency.weight_bytes(model, plan)
     weights: Num = sum((n * sizes[part] for part, n in counts.items() if part != "mtp"), 0.0) / plan.pipeline
-    tokens = load.batch * (1.0 if load.phase == "decode" else load.context_tokens)
+    tokens = load.batch * (1.0 if load.phase == "decode" else sequence_tokens(model, load))
+    if load.phase == "image_generation":
+        tokens = image_rows(load) * (load.context_tokens + model.generation.n_tokens)
     working = residency.working_bytes(model, plan, tokens)
+    if load.phase == "image_understanding":
+        working = np.maximum(
+            working, model.vision.working_bytes(load.batch * load.n_images, load.image_height, load.image_width)
+        )
+    if load.phase == "image_generation":
+        working = np.maximum(working, model.generation.working_bytes(load.batch))
     parts = {"weights": weights, "kv_cache": residency.cache_bytes(model, plan, load), "activations": working}
+    if "engram" in counts:
+        parts["engram_tables"] = residency.table_bytes(model, plan, load.phase, node_size(scenario))["hbm"]
     return capacity(scenario.cluster.device, "hbm", parts)
 
 
-def _timed(scenario: Scenario) -> tuple[TimedStep, Mapping[str, Num]]:
-    from dataclasses import replace
+def _host(scenario: Scenario) -> Capacity:
+    """Host memory that one device accounts for: its share of the node's copy of the Engram tables."""
+    tables = residency.table_bytes(scenario.model, scenario.plan, scenario.load.phase, node_size(scenario))
+    return capacity(scenario.cluster.device, "host", {"engram_tables": tables["host"]})
 
+
+def node_size(scenario: Scenario) -> Num:
+    """Devices of the innermost tier."""
+    return next(iter(scenario.cluster.tiers.values())).n_devices
+
+
+def host_s(timed: TimedStep, layers: Mapping[str, Num]) -> Num:
+    """Seconds of all fetches from host memory, one after the other."""
+    return _sum(timed, layers, lambda op: op.stream == "host")
+
+
+def stall_s(scenario: Scenario, timed: TimedStep, step_s: Num) -> Num:
+    """Seconds in which layers wait for Engram rows from host memory, in a pass of ``step_s`` without that.
+
+    Rows are addressed by tokens alone. With ``plan.prefetch: tokens`` all fetches start with the pass, follow each other
+    over the one link, and each stands in the way only for what is not there when its layer begins; otherwise each
+    starts when its layer begins.
+    """
+    fetch = [item.seconds for item in timed.ops if item.op.stream == "host" and item.op.part == "engram"]
+    layers = scenario.model.engram_layers
+    if not fetch or "engram" not in timed.step.layers:
+        return 0.0
+    one = sum(fetch, 0.0)
+    if scenario.plan.prefetch == "none":
+        return len(layers) * one
+    stalled: Num = 0.0
+    for i, layer in enumerate(sorted(layers)):
+        begins = step_s * (layer - 1.0) / scenario.model.num_hidden_layers + stalled
+        stalled = stalled + np.maximum((i + 1) * one - begins, 0.0)
+    return stalled
+
+
+def _image_columns(scenario: Scenario, timed: TimedStep, passes_per_s: Num) -> dict[str, Num]:
+    """What image understanding tells beside text: visual tokens, seconds in the encoder, images per second."""
+    model, load = scenario.model, scenario.load
+    if load.phase != "image_understanding":
+        return {}
+    images = load.n_images * passes_per_s * load.batch
+    return {
+        "image_tokens": model.vision.n_tokens(load.image_height, load.image_width),
+        "vision_s": sum((t.seconds for t in timed.ops if t.op.part == "vision"), 0.0),
+        "images_per_s": images,
+        "images_per_s_per_device": images / _used(scenario.plan),
+    }
+
+
+def _used(plan: Plan) -> Num:
+    return plan.tensor * plan.context * plan.pipeline * plan.data
+
+
+def _timed(scenario: Scenario) -> tuple[TimedStep, Mapping[str, Num]]:
     model, plan, load, cluster = scenario.model, scenario.plan, scenario.load, scenario.cluster
     if plan.overlap == "two_batch":
         load = replace(load, batch=load.batch / 2.0)
-    node_size = next(iter(cluster.tiers.values())).n_devices
-    step = shard(model.step(load, plan), model, plan, node_size)
+    step = shard(model.step(load, plan), model, plan, node_size(scenario))
     return time_ops(step, cluster, n_comm_sms=plan.n_comm_sms), step.layers
 
 
@@ -130,9 +202,9 @@ def _at(value: Num, point: int | None) -> Num:
     return value if point is None or np.ndim(value) == 0 else np.asarray(value)[point]
 
 
-def _sum(timed: TimedStep, layers: Mapping[str, Num], *, messages: bool) -> Num:
-    """Seconds of one half's messages, or of everything else; messages of tensor parallelism count where they stand."""
-    chosen = (t for t in timed.ops if is_message(t.op) == messages)
+def _sum(timed: TimedStep, layers: Mapping[str, Num], wanted: Callable[[Op], bool]) -> Num:
+    """Seconds of one half's operators that are ``wanted``; messages of tensor parallelism count where they stand."""
+    chosen = (t for t in timed.ops if wanted(t.op))
     return sum((t.seconds * layers.get(t.op.part, 1.0) for t in chosen), 0.0)
 
 

@@ -14,6 +14,7 @@ from sextant.simulator.chunk import LayerTimes, alone_s, layer_times, pair_expos
 from sextant.simulator.evaluate import TimedStep, communication_share, time_ops
 from sextant.simulator.partition import balance
 from sextant.simulator.types import Num, Scenario
+from sextant.workloads import parameters
 
 #: Layers are balanced over stages by their time in steps of this share of the longest layer.
 _COST_STEP = 0.05
@@ -89,13 +90,10 @@ def _part_costs(scenario: Scenario, timed: TimedStep, n_points: int) -> tuple[li
 def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str, float]) -> Stages:
     """Layers on stages: as ``plan.layers_per_stage`` says, or balanced by ``costs`` per part over the ranks.
 
-    The embedding stays with the first layer, the head with MTP modules and the last stage, whose weights they share.
+    ``parameters.units`` says what a cut may not separate.
     """
     plan = scenario.plan
-    units: list[Chunk] = [(part,) for part in layers for _ in range(int(layers[part])) if part.endswith("layer")]
-    if "embedding" in layers:
-        units[0] = ("embedding", *units[0])
-    units.append(tuple(part for part in ("mtp", "head") for _ in range(int(layers.get(part, 0)))))
+    units: list[Chunk] = [tuple(part for part in unit if part in layers) for unit in parameters.units(scenario.model)]
     ranks = schedule.stages_of_ranks(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))
     n_stages = min(int(plan.pipeline * plan.virtual_stages), len(units))
     if n_stages < len(ranks) * len(ranks[0]) and plan.schedule != "dualpipe":

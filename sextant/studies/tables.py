@@ -37,7 +37,7 @@ def _point(found: Answer) -> str:
         reasons = [f"infeasible: {plain(reason)}" for reason in report.limits(found, 0)]
         return "\n".join([plain(found.question.scenario.name), *reasons])
     result, beside = found.result, report.comparisons(found)
-    table = _table("", ">predicted", ">90% interval", *((">published", ">error") if beside else ()))
+    table = grid("", ">predicted", ">90% interval", *((">published", ">error") if beside else ()))
     for name in report.headline(found):
         value = float(result.columns[name][0])
         low, high = report.interval(found, name) if report.scales(name) else (value, value)
@@ -46,8 +46,8 @@ def _point(found: Answer) -> str:
         if beside:
             pair = beside.get(name)
             row += [shown(name, pair.published), f"{100 * float(pair.error):+.1f}%"] if pair else ["", ""]
-        _add(table, row)
-    lines = [plain(found.question.scenario.name), _text(table), *_memory(found)]
+        add(table, row)
+    lines = [plain(found.question.scenario.name), *_solved(found), rendered(table), *_memory(found)]
     shares = ", ".join(f"{100 * share:.0f}% {name}" for name, share in result.provenance.items())
     lines.append(f"operator times: {shares}")
     sources = dict.fromkeys(pair.source for pair in beside.values())
@@ -67,9 +67,20 @@ def _memory(found: Answer) -> list[str]:
     ]
     used, free = columns["hbm_bytes"][0] / 1e9, columns["hbm_free_bytes"][0] / 1e9
     verdict = f"fits, {free:.1f} GB free" if free >= 0 else f"does not fit, {-free:.1f} GB too much"
-    return _wrapped(f"memory of the fullest GPU: {used:.1f} of {used + free:.1f} GB: {verdict}") + _wrapped(
+    return wrapped(f"memory of the fullest GPU: {used:.1f} of {used + free:.1f} GB: {verdict}") + wrapped(
         f"  in GB: {', '.join(parts)}"
     )
+
+
+def _solved(found: Answer) -> list[str]:
+    """A line with the solved fields of a single point, and the sizes that they reach."""
+    pairs = [f"{name} {_size(name, float(found.result.columns[name][0]))}" for name in found.solved_columns()]
+    return wrapped(f"solved: {', '.join(pairs)}") if pairs else []
+
+
+def _size(name: str, value: float) -> str:
+    """A solved field in full, a size in four digits or its unit."""
+    return f"{value:,.12g}" if abs(value) < 1e5 else shown(name, value)
 
 
 def _sweep(found: Answer) -> str:
@@ -80,19 +91,21 @@ def _sweep(found: Answer) -> str:
     if len(order) > _MAX_ROWS:
         order.sort(key=lambda i: not result.feasible[i])
     wanted = [n for n in found.question.scenario.objectives if n in result.columns]
-    names = wanted or compared(result.columns)
+    solved = found.solved_columns()
+    names = [n for n in wanted or compared(result.columns) if n not in solved]
     ok = int(result.feasible.sum())
     heads = [n if wanted else METRICS[n].label for n in names]
     last = "" if ok == len(order) else "limits"
-    table = _table(*(f">{_last(path)}" for path in swept), *(f">{head}" for head in heads), last)
+    table = grid(*(f">{head}" for head in (*map(_last, swept), *solved, *heads)), last)
     for i in order[:_MAX_ROWS]:
         cells = [_cell(path, values[i]) for path, values in swept.items()]
+        cells += [_size(n, float(result.columns[n][i])) for n in solved]
         cells += [shown(n, float(result.columns[n][i])) for n in names]
-        _add(table, [*cells, "; ".join(report.limits(found, i))])
+        add(table, [*cells, "; ".join(report.limits(found, i))])
     title = f"{plain(found.question.scenario.name)}: {found.n_points:,} points, {ok:,} feasible"
-    lines = [title, _text(table)]
+    lines = [title, rendered(table)]
     if found.n_points > _MAX_ROWS:
-        what = f"best by {names[0]}" if wanted else "the first that are feasible"
+        what = f"best by {wanted[0]}" if wanted else "the first that are feasible"
         lines.append(f"({_MAX_ROWS} of {found.n_points:,} shown, {what}; --out DIR writes them all)")
     return "\n".join(lines)
 
@@ -113,7 +126,7 @@ def results(folder: Path, files: Sequence[Path]) -> str:
     for file in sorted(files):
         kinds.setdefault(file.stem, []).append(file.suffix[1:])
     names = ", ".join(f"{stem}.{'+'.join(suffixes)}" for stem, suffixes in kinds.items())
-    return "\n".join(_wrapped(f"results: {folder}/: {names}"))
+    return "\n".join(wrapped(f"results: {folder}/: {names}"))
 
 
 def resolved(leaves: Sequence[Leaf]) -> str:
@@ -132,10 +145,11 @@ def resolved(leaves: Sequence[Leaf]) -> str:
     rows = [tuple(map(plain, row)) for row in rows]
     first = max(len(row[0]) for row in rows)
     second = min(28, max(len(row[1]) for row in rows))
-    return "\n".join(_cut(f"{a:{first}}  {b:{second}}  {c}", _width()) for a, b, c in rows)
+    return "\n".join(cut(f"{a:{first}}  {b:{second}}  {c}", _width()) for a, b, c in rows)
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """``text`` in at most ``width`` characters."""
     return text if len(text) <= width else text[: width - 4].rstrip() + " ..."
 
 
@@ -153,10 +167,10 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
     names = [n for n in rows[0] if not isinstance(rows[0][n], dict | list)] if rows else []
     same = [n for n in names if len(rows) > 1 and len({row[n] for row in rows}) == 1 and isinstance(rows[0][n], str)]
     told = [n for n in names if n not in same]
-    table = _table(*(f">{_head(n)}" if isinstance(rows[0][n], int | float) else _head(n) for n in told))
+    table = grid(*(f">{_head(n)}" if isinstance(rows[0][n], int | float) else _head(n) for n in told))
     for row in rows:
-        _add(table, [_short(n, row[n]) for n in told])
-    return "\n".join([_text(table), *(f"{n}: {plain(rows[0][n])}" for n in same)])
+        add(table, [_short(n, row[n]) for n in told])
+    return "\n".join([rendered(table), *(f"{n}: {plain(rows[0][n])}" for n in same)])
 
 
 def _head(name: str) -> str:
@@ -179,7 +193,7 @@ def card(found: Mapping[str, Any]) -> str:
             text = _short(_last(key) if dimension(_last(key)) else name, value)
             first, *rest = textwrap.wrap(text, max(40, _width() - width - 2), break_on_hyphens=False) or [""]
             if name == "kernels":
-                first, rest = _cut(text, max(40, _width() - width - 2)), []
+                first, rest = cut(text, max(40, _width() - width - 2)), []
             rows += [f"{plain(key) or '(all)':{width}}  {first}", *(f"{'':{width}}  {line}" for line in rest)]
         blocks.append("\n".join([*([f"[{name}]"] if name else []), *rows]))
     if "yaml" in found:
@@ -195,14 +209,14 @@ def comparison(found: Mapping[str, Any]) -> str:
         if not rows:
             lines.append(f"{section}: no difference")
             continue
-        table = _table(section, ">A", ">B", ">B - A", ">B / A")
+        table = grid(section, ">A", ">B", ">B - A", ">B / A")
         for row in rows if section == "metrics" else rows[:_MAX_ROWS]:
             a, b, name = row["a"], row["b"], row["name"]
             key = name if section == "metrics" else "x_s"
             ratio = f"{b / a:.3f}" if a else ""
             label = METRICS[name].label if section == "metrics" else name
-            _add(table, (label, shown(key, a), shown(key, b), _difference(key, b - a), ratio))
-        lines.append(_text(table))
+            add(table, (label, shown(key, a), shown(key, b), _difference(key, b - a), ratio))
+        lines.append(rendered(table))
         if section != "metrics" and len(rows) > _MAX_ROWS:
             lines.append(f"({_MAX_ROWS} of {len(rows)} that differ; --json lists all)")
     return "\n".join(lines)
@@ -221,27 +235,27 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> str:
     """Published figures beside predictions, then the errors of each group; what was fitted is a footnote."""
     fits = dict.fromkeys(row["fitted"] for row in rows if row["fitted"] != "none")
     marks = {text: "*" * (i + 1) for i, text in enumerate(fits)}
-    table = _table("figure", ">predicted", ">published", ">error", "inside")
+    table = grid("figure", ">predicted", ">published", ">error", "inside")
     for row in rows:
         name = _last(row["id"])
         inside = {True: "yes", False: "no", None: ""}[row["inside"]]
         cells = (row["id"], shown(name, row["predicted"]), shown(name, row["published"]), f"{100 * row['error']:+.2f}%")
-        _add(table, (*cells, inside + marks.get(row["fitted"], "")))
+        add(table, (*cells, inside + marks.get(row["fitted"], "")))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["id"].partition(".")[0], []).append(row)
     groups["all"] = list(rows)
-    totals = _table("group", ">figures", ">mean |error|", ">median |error|", ">largest |error|", ">inside")
+    totals = grid("group", ">figures", ">mean |error|", ">median |error|", ">largest |error|", ">inside")
     for name, members in groups.items():
         sizes = sorted(abs(row["error"]) for row in members)
         middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2
         held = [row["inside"] for row in members if row["inside"] is not None]
         numbers = (sum(sizes) / len(sizes), middle, sizes[-1])
         inside = f"{sum(held)} of {len(held)}" if held else ""
-        _add(totals, (name, str(len(sizes)), *(f"{100 * x:.2f}%" for x in numbers), inside))
-    notes = [line for text, mark in marks.items() for line in _wrapped(f"{mark} rests on fits: {text}")]
-    inside = _wrapped("inside: the figure lies in the prediction's 90% interval; blank where the prediction is a count")
-    return "\n".join([_text(table), *inside, *notes, "", _text(totals)])
+        add(totals, (name, str(len(sizes)), *(f"{100 * x:.2f}%" for x in numbers), inside))
+    notes = [line for text, mark in marks.items() for line in wrapped(f"{mark} rests on fits: {text}")]
+    inside = wrapped("inside: the figure lies in the prediction's 90% interval; blank where the prediction is a count")
+    return "\n".join([rendered(table), *inside, *notes, "", rendered(totals)])
 
 
 def _short(name: str, value: Any) -> str:
@@ -262,7 +276,13 @@ def _width() -> int:
     return shutil.get_terminal_size((100, 40)).columns if sys.stdout.isatty() else _PIPE_WIDTH
 
 
-def _wrapped(text: str) -> list[str]:
+def width() -> int:
+    """Columns of the terminal, or of what a pipe is given."""
+    return _width()
+
+
+def wrapped(text: str) -> list[str]:
+    """``text`` as lines that fit the terminal, at most 100 characters long."""
     return textwrap.wrap(plain(text), min(_width(), 100), subsequent_indent="  ", break_on_hyphens=False)
 
 
@@ -270,7 +290,7 @@ def _clipped(text: str) -> str:
     return textwrap.shorten(plain(text), min(_width(), 100), placeholder=" ...")
 
 
-def _table(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
     """A table with these heads, ``>`` for numbers."""
     from rich.table import Table
     from rich.text import Text
@@ -282,13 +302,15 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _add(table: Table, cells: Iterable[str]) -> None:
+def add(table: Table, cells: Iterable[str]) -> None:
+    """One more row of a table, of plain text."""
     from rich.text import Text
 
     table.add_row(*(Text(plain(cell)) for cell in cells))
 
 
-def _text(table: Table) -> str:
+def rendered(table: Table) -> str:
+    """A table as lines of text that fit the terminal."""
     from rich.console import Console
 
     console = Console(highlight=False, width=_width(), force_terminal=sys.stdout.isatty())

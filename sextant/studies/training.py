@@ -171,9 +171,9 @@ def _exposed(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) ->
 
 
 def _send_s(scenario: Scenario) -> Num:
-    """Activations of one micro-batch between two stages, which lie on different nodes."""
+    """Activations of one micro-batch between two stages, which lie on different nodes; mHC sends every stream."""
     model, plan, load = scenario.model, scenario.plan, scenario.load
-    size = 2.0 * model.hidden_size * plan.micro_batch * load.context_tokens / plan.tensor
+    size = 2.0 * model.n_streams * model.hidden_size * plan.micro_batch * load.context_tokens / plan.tensor
     shape = {"n_gpus": 2.0, "n_gpus_per_node": 1.0, "message_bytes": size}
     return estimate(
         operator("collective", "pipeline_send", "bf16", shape, variant="send_recv"), scenario.cluster
@@ -220,12 +220,16 @@ def memory_use(scenario: Scenario, stages: Stages) -> Capacity:
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     state = residency.state_bytes(model, plan)
     kept = residency.activation_bytes(model, plan, load)
+    layers = parameters.layer_counts(model)
+    tables = residency.table_bytes(model, plan, load.phase, 1.0)
     uses: list[dict[str, Num]] = []
     for rank, held in enumerate(stages.ranks):
         parts: dict[str, Num] = {}
         for part, n in stages.layers(rank).items():
             for name, size in state[part].items():
                 parts[name] = parts.get(name, 0.0) + n * size
+        if "engram" in layers:
+            parts["engram_tables"] = tables["hbm"]
         live = schedule.in_flight(plan.schedule, rank, int(plan.pipeline), micro_batches, int(plan.virtual_stages))
         parts["activations"] = sum(
             (live[i] * kept[part] for i, stage in enumerate(held) for part in stages.chunks[stage]), 0.0

@@ -12,9 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.result import join
-from sextant.simulator.types import Result, Scenario
+from sextant.simulator.types import Result
 from sextant.studies import answer as answering
-from sextant.studies import axes
+from sextant.studies import solve
 from sextant.studies.scenario import Question
 
 _MOST = 1024
@@ -35,8 +35,10 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
     A group is the points that share one structure (at most ``axes.CHUNK`` of them), so a sweep with a single group
     gains nothing. The groups do not depend on ``n_workers``, and neither does the result.
     """
-    groups = list(axes.groups(asked, structural=answering.structural(asked.scenario)))
-    if n_workers == 1 or len(groups) == 1:
+    if n_workers == 1:
+        return answering.answer(asked, progress)
+    groups = list(solve.parts(asked, answering.structural(asked.scenario)))
+    if len(groups) == 1:
         return answering.answer(asked, progress)
     n = min(n_workers, len(groups))
     # A fresh interpreter per worker: a fork copies locks that other threads may hold.
@@ -45,10 +47,10 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
     done = 0
     try:
         with _interrupts_held():
-            parts = pool.map(_evaluate, [scenario for _, scenario in groups], [len(index) for index, _ in groups])
-        for (index, _), part in zip(groups, parts, strict=True):
-            results.append(part)
-            done += len(index)
+            results_of = pool.map(_evaluate, groups)
+        for group, found in zip(groups, results_of, strict=True):
+            results.append(found)
+            done += len(group.index)
             progress(done)
         pool.shutdown()
     except BaseException as error:
@@ -59,11 +61,11 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
             remedy = "perhaps for lack of memory; use fewer"
             raise InputError(f"--workers {n_workers}: a worker process died, {remedy}") from None
         raise
-    return join(results, [index for index, _ in groups])
+    return join(results, [group.index for group in groups])
 
 
-def _evaluate(scenario: Scenario, n_points: int) -> Result:
-    return answering.evaluate(scenario, n_points)
+def _evaluate(group: solve.Part) -> Result:
+    return solve.answered(group, answering.evaluate)
 
 
 @contextlib.contextmanager

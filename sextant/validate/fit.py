@@ -2,7 +2,7 @@
 
     python -m sextant.validate.fit KIND ROWS.csv.gz [ROWS ...] --device h100 --out FILE [--source TEXT]
 
-Blocks that FILE holds already count as the device's: ``moe`` builds on the blocks of ``gemm``.
+Blocks that FILE holds already count as the device's: ``moe`` builds on the blocks of ``gemm``, ``mhc`` on ``memory``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Device
 from sextant.validate.fit_attention import fit_attention, fit_mla
 from sextant.validate.fit_collective import fit_collective, fit_exchange, published_row
+from sextant.validate.fit_gather import fit_gather
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm
 from sextant.validate.fit_grouped import COEFFICIENTS as GROUPED
 from sextant.validate.fit_grouped import fit_grouped
 from sextant.validate.fit_memory import VARIANTS, Errors, Fitted, Row, fit_memory, of_variant, with_fit
+from sextant.validate.fit_mhc import fit_mhc
 from sextant.validate.fit_wgrad import fit_wgrad
 
 Fitter = Callable[[Sequence[Row], Device, str], list[Fitted]]
@@ -130,7 +132,7 @@ def fit_wgrads(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]
 
 FITTERS: Mapping[str, Fitter] = {
     "gemm": fit_gemms, "moe": fit_layers, "memory": fit_memories, "attention": fit_attentions,
-    "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads,
+    "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads, "mhc": fit_mhc, "gather": fit_gather,
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Measure kernel cases on this machine: ``python -m sextant.validate.measure --cases deepseek-v3 --out gpu.csv``.
 
 A row is one case: its case columns, the median ``us`` with the 10th and 90th percentiles, the way of timing (see
-``timer``), the library that ran, the least traffic in bytes and the multiprocessors' clock while it ran. A case that
-fails is a row whose ``error`` says why; nothing else stops. Rows are written as they come and cases already in the file
+``timer``), the library that ran, the least traffic in bytes, the multiprocessors' clock while it ran and the relative
+error of the result against a reference of higher precision. A case that fails, or whose result is wrong, is a row whose
+``error`` says why; nothing else stops, and a case that never ends is given up. Rows are written as they come and cases already in the file
 are skipped, so an interrupted run is continued by the same command. A header of ``# key: value`` lines says where the
 numbers come from. Progress goes to stderr. Needs torch and numpy only; without a GPU the kernels are plain torch.
 """
@@ -11,9 +12,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import math
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
@@ -21,11 +26,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sextant.validate import timer
-from sextant.validate.cases import CASE_COLUMNS, Case, case_key, case_set, read_cases
+from sextant.validate import duration, timer
+from sextant.validate.case_sets import case_set
+from sextant.validate.cases import CASE_COLUMNS, Case, case_key, read_cases
 from sextant.validate.kernels import Target, prepare
 
 RESULT_COLUMNS = (
@@ -38,6 +45,7 @@ RESULT_COLUMNS = (
     "read_bytes",
     "write_bytes",
     "sm_clock_mhz",
+    "relative_error",
     "error",
 )
 COLUMNS = CASE_COLUMNS + RESULT_COLUMNS
@@ -49,10 +57,11 @@ KEPT_BYTES = 40 * 2**30
 class Settings:
     """How long to measure one case, in microseconds of kernel time, and when to stop starting cases."""
 
-    budget_us: float = 40_000.0
+    budget_us: float = 20_000.0
     min_repeats: int = 7
     max_repeats: int = 50
     max_seconds: float = float("inf")
+    case_seconds: float = 60.0
 
 
 class BrokenDeviceError(RuntimeError):
@@ -167,8 +176,9 @@ def measure_case(case: Case, target: Target, settings: Settings) -> dict[str, st
     """One row: inputs drawn from a seed of the case itself, the result checked, then timed; raises what went wrong."""
     torch.manual_seed(zlib.crc32("|".join(case_key(case)).encode()))
     prepared = prepare(case, target)
-    prepared.check()
-    make = prepared.sampler or (lambda: timer.sampler_for(prepared.calls, cuda=target.cuda))
+    relative_error = prepared.check()
+    before = {} if prepared.before is None else {"before": prepared.before}
+    make = prepared.sampler or (lambda: timer.sampler_for(prepared.calls, cuda=target.cuda, **before))
     timing = timer.repeat(
         make(), budget_us=settings.budget_us, min_repeats=settings.min_repeats, max_repeats=settings.max_repeats
     )
@@ -182,6 +192,7 @@ def measure_case(case: Case, target: Target, settings: Settings) -> dict[str, st
         "read_bytes": f"{prepared.read_bytes:.0f}",
         "write_bytes": f"{prepared.write_bytes:.0f}",
         "sm_clock_mhz": "" if timing.sm_clock_mhz is None else f"{timing.sm_clock_mhz:.0f}",
+        "relative_error": f"{relative_error:.2e}",
     }
 
 
@@ -202,6 +213,33 @@ def _tidy(target: Target) -> None:
         raise BrokenDeviceError(_message(error)) from error
 
 
+class Watchdog:
+    """Ends a case that never does: where it is not fed in time, ``expire`` is called from a thread of its own."""
+
+    def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
+        self.limit_s, self.expire = limit_s, expire
+        self.timer: threading.Timer | None = None
+
+    def feed(self) -> None:
+        """The case has ended, or a new one begins."""
+        self.rest()
+        self.timer = threading.Timer(self.limit_s, self.expire)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def rest(self) -> None:
+        """No case is running."""
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+def _row_of(case: Case, target: Target, settings: Settings) -> dict[str, str | int]:
+    try:
+        return measure_case(case, target, settings)
+    except Exception as error:  # whatever a kernel, a library or a compiler raises is this row's result
+        return dict(case) | {"error": _message(error)}
+
+
 def measure_all(
     cases: Sequence[Case],
     path: Path,
@@ -210,39 +248,54 @@ def measure_all(
     *,
     header: Mapping[str, str],
     report: Callable[[str], None],
+    hung: Callable[[float], None] | None = None,
+    agreed: Callable[[Any], Any] = lambda value: value,
 ) -> Counter[str]:
     """Measure the cases that are not in ``path`` yet and append them.
 
     Returns how many were measured, failed, skipped (already there) and left (no time).
-    A row is on disk before the next case starts. Raises ``BrokenDeviceError`` after the row of the case that broke it.
+    A row is on disk before the next case starts. Raises ``BrokenDeviceError`` after the row of the case that broke it;
+    ``hung`` is called with the seconds spent when a case has not ended in ``case_seconds``, after its row was written.
+    ``agreed`` gives the first process's value where several measure together.
     """
-    done = done_keys(path, header)
+    done = agreed(done_keys(path, header))
     counts: Counter[str] = Counter()
     start_s = time.monotonic()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer: csv.DictWriter[str] = csv.DictWriter(file, fieldnames=list(COLUMNS), lineterminator="\n")
-        for i, case in enumerate(cases):
-            if case_key(case) in done:
-                counts["skipped"] += 1
-                continue
-            if time.monotonic() - start_s > settings.max_seconds:
-                counts["left"] += 1
-                continue
-            case_start_s = time.monotonic()
-            try:
-                row = measure_case(case, target, settings)
-            except Exception as error:  # whatever a kernel, a library or a compiler raises is this row's result
-                row = dict(case) | {"error": _message(error)}
+
+        def finish(i: int, case: Case, row: Mapping[str, str | int], spent_s: float) -> None:
             counts["failed" if "error" in row else "measured"] += 1
             writer.writerow(row)
             file.flush()
             shape = " ".join(f"{key}={value}" for key, value in case.items() if key != "op")
             outcome = row.get("error") or f"{row['us']} us"
-            report(
-                f"[{i + 1}/{len(cases)} {time.monotonic() - start_s:.0f}s +{time.monotonic() - case_start_s:.2f}s] "
-                f"{case['op']} {shape}: {outcome}"
-            )
-            _tidy(target)
+            at_s = time.monotonic() - start_s
+            report(f"[{i + 1}/{len(cases)} {at_s:.0f}s +{spent_s:.2f}s] {case['op']} {shape}: {outcome}")
+
+        for i, case in enumerate(cases):
+            if case_key(case) in done:
+                counts["skipped"] += 1
+                continue
+            if agreed(time.monotonic() - start_s > settings.max_seconds):
+                counts["left"] += 1
+                continue
+
+            def expire(i: int = i, case: Case = case) -> None:
+                error = f"TimeoutError: not done within {settings.case_seconds:g} s"
+                finish(i, case, dict(case) | {"error": error}, settings.case_seconds)
+                if hung is not None:
+                    hung(time.monotonic() - start_s)
+
+            case_start_s, watchdog = time.monotonic(), Watchdog(settings.case_seconds, expire)
+            watchdog.feed()
+            row = _row_of(case, target, settings)
+            watchdog.rest()
+            finish(i, case, row, time.monotonic() - case_start_s)
+            try:
+                _tidy(target)
+            except BrokenDeviceError as error:
+                raise BrokenDeviceError(f"{error}", time.monotonic() - start_s) from error
     return counts
 
 
@@ -259,55 +312,127 @@ def _warm_up(target: Target) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sextant.validate.measure", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--cases", required=True, help="a named list (deepseek-v3 ...) or a CSV of kernel cases")
-    parser.add_argument("--out", required=True, type=Path, help="CSV to write or to continue")
+    parser = argparse.ArgumentParser(prog="sextant measure", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cases", required=True, help="named lists (all, deepseek-v3 ...) or a CSV of kernel cases")
+    parser.add_argument("--out", type=Path, help="CSV to write or to continue")
     parser.add_argument("--ops", default="", help="only these operators, comma-separated, in this order")
     parser.add_argument("--every", type=int, default=1, help="only every n-th case, for a quick look")
+    parser.add_argument("--shard", default="1/1", help="i/n: only the i-th of n equal parts")
+    parser.add_argument("--order", default="listed", choices=("listed", "spread"), help="spread: any part is a sample")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--ranks", type=int, default=1, help="processes, one GPU each, for collectives")
     parser.add_argument("--max-seconds", type=float, default=float("inf"), help="start no case after this long")
-    parser.add_argument("--budget-ms", type=float, default=40.0, help="kernel time per case")
-    parser.add_argument("--retry-failed", action="store_true", help="measure again what the file holds as failed")
+    parser.add_argument("--case-seconds", type=float, default=60.0, help="give a case up after this long")
+    parser.add_argument("--budget-ms", type=float, default=20.0, help="kernel time per case")
+    parser.add_argument("--check", action="store_true", help="one small case of each kernel; fail if any is wrong")
+    parser.add_argument("--estimate", action="store_true", help="only count the cases and estimate the time")
     parser.add_argument("--note", default="", help="a line for the header")
+    parser.add_argument("--retry-failed", action="store_true", help="measure the file's failed cases again")
     return parser
 
 
-def select(cases: Sequence[Case], *, ops: str = "", every: int = 1) -> list[Case]:
-    """Cases of the named operators, in the order named (no names: all, as they come), every n-th of each operator."""
+def select(
+    cases: Sequence[Case], *, ops: str = "", every: int = 1, shard: str = "1/1", order: str = "listed"
+) -> list[Case]:
+    """Cases of the named operators, in the order named (no names: all, as they come), every n-th of each operator.
+
+    ``shard`` i/n takes every n-th of what is left, from the i-th on; order ``spread`` sorts by a hash of the case, so
+    that the first part of the list is a sample of all. Raises ``ValueError`` for a shard that is none.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard: i/n with i from 1 to n, got {shard!r}")
     wanted = [op.strip() for op in ops.split(",") if op.strip()] or list(dict.fromkeys(str(c["op"]) for c in cases))
-    return [case for op in wanted for case in [c for c in cases if c["op"] == op][::every]]
+    chosen = [case for op in wanted for case in [c for c in cases if c["op"] == op][::every]]
+    if order == "spread":
+        chosen.sort(key=lambda case: hashlib.sha256("|".join(case_key(case)).encode()).digest())
+    return chosen[int(found[1]) - 1 :: int(found[2])]
+
+
+def smallest_of_each(cases: Sequence[Case]) -> list[Case]:
+    """One case of every kernel (operator, phase, format, direction, variant, tier), with the least of tokens and bytes."""
+
+    def size(case: Case) -> float:
+        return math.prod(float(value) for key, value in case.items() if isinstance(value, int) and value > 0)
+
+    found: dict[tuple[str, ...], Case] = {}
+    for case in sorted(cases, key=size):
+        kind = tuple(str(case.get(c, "")) for c in ("op", "phase", "format", "direction", "variant", "tier"))
+        found.setdefault(kind, case)
+    return list(found.values())
+
+
+def _cases_of(options: argparse.Namespace) -> list[Case]:
+    path = Path(options.cases)
+    cases = read_cases(path) if path.suffix == ".csv" else case_set(options.cases)
+    cases = select(cases, ops=options.ops, every=options.every, shard=options.shard, order=options.order)
+    return smallest_of_each(cases) if options.check else cases
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _again(arguments: Sequence[str], options: argparse.Namespace, spent_s: float) -> None:
+    """Go on in a new process with the time that is left; a case that failed is not tried again, or it would never end."""
+    left = [argument for argument in arguments if argument != "--retry-failed"]
+    if math.isfinite(options.max_seconds):
+        left += ["--max-seconds", f"{max(0.0, options.max_seconds - spent_s):.0f}"]
+    os.execv(sys.executable, [sys.executable, "-m", "sextant.validate.measure", *left])
+
+
+def measure(options: argparse.Namespace, arguments: Sequence[str], *, agreed=lambda value: value) -> int:
+    """Measure what the options say in this process; exit status as of ``main``. Raises ``ValueError``, ``OSError``."""
+    settings = Settings(
+        budget_us=options.budget_ms * 1e3, max_seconds=options.max_seconds, case_seconds=options.case_seconds
+    )
+    cases = _cases_of(options)
+    target = find_target(options.device)
+    header = provenance(target, cases=Path(options.cases).name, settings=settings, note=options.note)
+    if options.retry_failed:
+        _report(f"{forget_failures(options.out)} failed cases are tried again")
+    _warm_up(target)
+    if target.cuda:  # a backward pass runs on its forward pass's stream, and only a side stream can be captured
+        torch.cuda.set_stream(torch.cuda.Stream())
+
+    def hung(spent_s: float) -> None:
+        _report("a case does not end; continuing in a new process")
+        _again(arguments, options, spent_s)
+
+    try:
+        counts = measure_all(
+            cases, options.out, target, settings, header=header, report=_report, agreed=agreed,
+            hung=hung if options.ranks == 1 else None,
+        )  # fmt: skip
+    except BrokenDeviceError as error:
+        _report(f"the device answers no more ({error.args[0]}); continuing in a new process")
+        _again(arguments, options, float(error.args[1]) if len(error.args) > 1 else 0.0)
+        raise
+    _report(", ".join(f"{count} {what}" for what, count in counts.items()) or "no cases")
+    if options.check:
+        return 1 if counts["failed"] else 0
+    return 0 if counts["measured"] or counts["skipped"] else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit status 0 measured, 1 nothing could be measured, 2 bad input."""
+    """Run the command; exit status 0 measured, 1 nothing could be measured (--check: something failed), 2 bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    settings = Settings(budget_us=options.budget_ms * 1e3, max_seconds=options.max_seconds)
-
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     try:
-        path = Path(options.cases)
-        cases = read_cases(path) if path.suffix == ".csv" else case_set(options.cases)
-        cases = select(cases, ops=options.ops, every=options.every)
-        target = find_target(options.device)
-        header = provenance(target, cases=path.name, settings=settings, note=options.note)
-        if options.retry_failed:
-            report(f"{forget_failures(options.out)} failed cases are tried again")
-        _warm_up(target)
-        if target.cuda:  # a backward pass runs on its forward pass's stream, and only a side stream can be captured
-            torch.cuda.set_stream(torch.cuda.Stream())
-        counts = measure_all(cases, options.out, target, settings, header=header, report=report)
-    except BrokenDeviceError as error:
-        report(f"the device answers no more ({error}); continuing in a new process")
-        again = [argument for argument in arguments if argument != "--retry-failed"]  # or it would never end
-        os.execv(sys.executable, [sys.executable, "-m", "sextant.validate.measure", *again])
+        if options.estimate:
+            for line in duration.lines(_cases_of(options), options.budget_ms * 1e3):
+                print(line)
+            return 0
+        if options.out is None:
+            raise ValueError("--out FILE.csv says where the rows go")
+        if options.ranks > 1:
+            from sextant.validate import ranks
+
+            return ranks.run(options, arguments)
+        return measure(options, arguments)
     except (ValueError, OSError) as error:
-        report(f"error: {error}")
+        _report(f"error: {error}")
         return 2
-    report(", ".join(f"{count} {what}" for what, count in counts.items()) or "no cases")
-    return 0 if counts["measured"] or counts["skipped"] else 1
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ METRICS: Mapping[str, str] = {
                      "peak_flops_per_s"), "flops_per_s"),
     **dict.fromkeys(("achieved_bytes_per_s", "ep_dispatch_bytes_per_s", "ep_combine_bytes_per_s"), "bytes_per_s"),
     **dict.fromkeys(("cost_usd",), "usd"),
+    **dict.fromkeys(("checkpoint_bytes",), "bytes"),
     **dict.fromkeys(
         ("n_parameters", "n_activated_parameters", "mtp_parameters", "mtp_activated_parameters", "engram_parameters",
+         "n_language_parameters", "n_activated_language_parameters",
          "n_tokens", "n_kv_tokens", "n_input_tokens", "n_cached_input_tokens", "n_output_tokens", "n_nodes",
          "n_endpoints", "n_switches", "n_links", "usd_per_endpoint", "gpu_hours", "gpu_hours_per_trillion_tokens",
          "training_flops_per_token", "kv_bytes_per_token", "tokens_per_day", "tokens_per_s", "tokens_per_s_per_node",

@@ -1,6 +1,6 @@
 """Time a kernel: which clock, how often, and what is reported.
 
-Three ways, named in the ``timing`` column of every measured row:
+Four ways, named in the ``timing`` column of every measured row:
 
 ``graph``   The default on a GPU. Calls that rotate over several input sets (together more than the L2 cache, where
             64 sets suffice for that) are captured back to back in one CUDA graph and the graph is replayed between two
@@ -11,7 +11,10 @@ Three ways, named in the ``timing`` column of every measured row:
             enqueues, so that a launch of less than about 100 us is hidden. A sample holds 2 to 5 us of event overhead.
 ``host``    On the CPU: a host clock around one call.
 
-Each is a ``Sampler``; ``repeat`` asks it for samples until a budget of time is spent, and reports the median, the 10th
+``host_sync``  As ``host``, where the host's own work is part of the call: the clock stops when the device has finished.
+
+What must be new for every sample (random rows of a table, say) is drawn by a call outside the timed region.
+Each way is a ``Sampler``; ``repeat`` asks it for samples until a budget of time is spent, and reports the median, the 10th
 and the 90th percentile.
 """
 
@@ -33,8 +36,6 @@ FLUSH_BYTES = 256 * 1024 * 1024
 #: Length a captured graph should have, so that what surrounds its replay stays below one percent.
 GRAPH_US = 1000.0
 MAX_GRAPH_CALLS = 256
-#: Below this host-side estimate of a call the host itself is what was timed, and the graph takes its full length.
-HOST_BOUND_US = 50.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,20 +91,26 @@ def repeat(sampler: Sampler, *, budget_us: float = 40_000.0, min_repeats: int = 
     return summarise(samples_us, timing=sampler.label, sm_clock_mhz=sampler.sm_clock_mhz)
 
 
+def _nothing() -> None:
+    """What runs before a sample that needs nothing new."""
+
+
 @dataclass(slots=True)
 class HostSampler:
-    """Times calls, in turn, with a host clock in seconds."""
+    """Times calls, in turn, with a host clock in seconds; ``before`` runs ahead of each, untimed."""
 
     calls: Sequence[Call]
     clock: Callable[[], float] = time.perf_counter
     n_calls: int = 1
     label: str = "host"
     sm_clock_mhz: float | None = None
+    before: Call = _nothing
 
     def __call__(self, n_samples: int, /) -> list[float]:
         samples_us = []
         for i in range(n_samples):
             call = self.calls[i % len(self.calls)]
+            self.before()
             start_s = self.clock()
             call()
             samples_us.append((self.clock() - start_s) * 1e6)
@@ -138,19 +145,16 @@ def _timed_events(n_samples: int, before: Call, call: Call) -> tuple[list[float]
     return [start.elapsed_time(end) * 1e3 for start, end in events], clock_mhz
 
 
-def _nothing() -> None:
-    """What runs before a graph's replay."""
-
-
 @dataclass(slots=True)
 class GraphSampler:
-    """Replays a captured sequence of calls; a sample is the replay's time per call."""
+    """Replays a captured sequence of calls; a sample is the replay's time per call. ``before`` runs untimed."""
 
     graph: Any
     n_calls: int
     n_sets: int
     outputs: list[object] = field(default_factory=list)
     sm_clock_mhz: float | None = None
+    before: Call = _nothing
 
     @property
     def label(self) -> str:
@@ -158,7 +162,7 @@ class GraphSampler:
         return f"graph:{self.n_sets}x{self.n_calls}"
 
     def __call__(self, n_samples: int, /) -> list[float]:
-        samples_us, self.sm_clock_mhz = _timed_events(n_samples, _nothing, self.graph.replay)
+        samples_us, self.sm_clock_mhz = _timed_events(n_samples, self.before, self.graph.replay)
         return [us / self.n_calls for us in samples_us]
 
 
@@ -168,48 +172,33 @@ class FlushSampler:
     label = "flush"
     n_calls = 1
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], before: Call = _nothing) -> None:
         import torch
 
-        self.calls = calls
+        self.calls, self.before = calls, before
         self.buffer = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
         self.sm_clock_mhz: float | None = None
         self.position = 0
+
+    def _evict(self) -> None:
+        self.before()
+        self.buffer.fill_(1)
 
     def _next(self) -> None:
         self.calls[self.position % len(self.calls)]()
         self.position += 1
 
     def __call__(self, n_samples: int, /) -> list[float]:
-        samples_us, self.sm_clock_mhz = _timed_events(n_samples, lambda: self.buffer.fill_(1), self._next)
+        samples_us, self.sm_clock_mhz = _timed_events(n_samples, self._evict, self._next)
         return samples_us
 
 
-def _estimate_us(calls: Sequence[Call]) -> float:
-    """Microseconds per call over one pass after a warm-up pass; the host's launches may be what is seen."""
-    for call in calls:
-        call()
-
-    def one_pass() -> None:
-        for call in calls:
-            call()
-
-    samples_us, _ = _timed_events(1, _nothing, one_pass)
-    return samples_us[0] / len(calls)
-
-
-def capture(calls: Sequence[Call]) -> GraphSampler:
-    """Capture the calls in turn, as often as fills about ``GRAPH_US``, on the current CUDA stream (not the default).
-
-    Each input set keeps its last output alive, so that successive calls write to different memory. Whatever stops the
-    capture is raised after the capture has been ended.
-    """
+def _captured(calls: Sequence[Call], n_calls: int) -> GraphSampler:
+    """A graph of ``n_calls`` calls in turn. Each input set keeps its last output alive, so that successive calls write
+    to different memory. Whatever stops the capture is raised after the capture has been ended."""
     import torch
 
-    estimate_us = _estimate_us(calls)
-    wanted = MAX_GRAPH_CALLS if estimate_us < HOST_BOUND_US else math.ceil(GRAPH_US / estimate_us)
     n_sets = len(calls)
-    n_calls = min(MAX_GRAPH_CALLS, max(n_sets, math.ceil(wanted / n_sets) * n_sets))
     outputs: list[object] = [None] * n_sets
     graph = torch.cuda.CUDAGraph()
     collecting = gc.isenabled()
@@ -228,18 +217,47 @@ def capture(calls: Sequence[Call]) -> GraphSampler:
     return GraphSampler(graph=graph, n_calls=n_calls, n_sets=n_sets, outputs=outputs)
 
 
-def sampler_for(calls: Sequence[Call], *, cuda: bool) -> Sampler:
-    """The sampler of a list of equal calls over rotated inputs: graph, flush where capture fails, host on the CPU."""
+def capture(calls: Sequence[Call], before: Call = _nothing) -> GraphSampler:
+    """Capture the calls in turn on the current CUDA stream (not the default), as often as fills about ``GRAPH_US``.
+
+    A first graph calls every input set once; where its replay is shorter than that, a longer one takes its place.
+    """
+    import torch
+
+    n_sets = len(calls)
+    before()
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    once = _captured(calls, n_sets)
+    once.before = before
+    once(1)
+    per_call_us = max(once(1)[0], 1e-3)
+    n_calls = min(MAX_GRAPH_CALLS // n_sets, math.ceil(GRAPH_US / per_call_us / n_sets)) * n_sets
+    if n_calls <= n_sets:
+        return once
+    del once
+    longer = _captured(calls, n_calls)
+    longer.before = before
+    return longer
+
+
+def sampler_for(calls: Sequence[Call], *, cuda: bool, before: Call = _nothing) -> Sampler:
+    """The sampler of a list of equal calls over rotated inputs: graph, flush where capture fails, host on the CPU.
+
+    ``before`` runs ahead of every sample, outside the timed region, on the same stream.
+    """
     if not cuda:
+        before()
         for call in calls[:2]:
             call()
-        return HostSampler(calls=calls)
+        return HostSampler(calls=calls, before=before)
     import torch
 
     try:
-        return capture(calls)
+        return capture(calls, before)
     except Exception:  # any refusal to be captured; a broken device shows at the synchronisation, and is raised there
         torch.cuda.synchronize()
         for call in calls[:2]:
             call()
-        return FlushSampler(calls)
+        return FlushSampler(calls, before)

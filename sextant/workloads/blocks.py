@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from sextant.simulator.kernels.expert_exchange import N_SMS as EXCHANGE_SMS
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
-from sextant.workloads.ops import attention, feedforward
+from sextant.workloads.ops import attention, engram, feedforward, hyperconnection
 from sextant.workloads.ops.linear import linear
 from sextant.workloads.ops.memory import Place, moved, norm, residual_norm
+from sextant.workloads.parameters import has_experts, has_streams
 
 #: Modes of the expert-exchange kernels: throughput for training and prefill, low latency for decode.
 NORMAL, LOW_LATENCY = 0.0, 1.0
@@ -20,7 +21,9 @@ class Shape:
     """What a layer processes on one data-parallel rank: ``batch`` sequences of ``seq`` new tokens that see ``kv_len``.
 
     ``copies`` is the expected number of devices that receive a routed token, ``n_slots`` the routed experts with
-    their redundant copies, ``n_comm_sms`` the SMs that run the exchange of experts in normal mode.
+    their redundant copies, ``n_comm_sms`` the SMs that run the exchange of experts in normal mode. ``n_images`` of
+    ``image_height`` x ``image_width`` pixels are encoded per sequence. ``engram_tier`` is the memory that holds Engram
+    tables, ``n_devices`` how many devices share them in training.
     """
 
     phase: str
@@ -32,6 +35,11 @@ class Shape:
     copies: Num = 1.0
     n_slots: Num = 0.0
     n_comm_sms: Num = EXCHANGE_SMS
+    n_images: Num = 0.0
+    image_height: Num = 384.0
+    image_width: Num = 384.0
+    engram_tier: str = "hbm"
+    n_devices: Num = 1.0
 
     @property
     def n_tokens(self) -> Num:
@@ -46,20 +54,35 @@ class Shape:
 def attention_half(part: str, model, shape: Shape) -> list[Op]:
     """Norm and self-attention of one layer."""
     place, m = shape.place(part, "attention"), shape.n_tokens
-    ops = residual_norm("attention_norm", place, m, model.hidden_size)
+    ops = into_sublayer("attention", place, m, model)
     if model.attention == "gqa":
-        return ops + attention.gqa(place, model, shape.recipe, shape.batch, shape.seq, shape.kv_len)
-    if shape.phase == "decode":
-        return ops + attention.mla_absorbed(place, model, shape.recipe, shape.batch, shape.kv_len)
-    return ops + attention.mla_expanded(place, model, shape.recipe, shape.batch, shape.seq, shape.kv_len)
+        ops += attention.gqa(place, model, shape.recipe, shape.batch, shape.seq, shape.kv_len)
+    elif shape.phase == "decode":
+        ops += attention.mla_absorbed(place, model, shape.recipe, shape.batch, shape.kv_len)
+    else:
+        ops += attention.mla_expanded(place, model, shape.recipe, shape.batch, shape.seq, shape.kv_len)
+    return ops + out_of_sublayer("attention", place, m, model)
+
+
+def into_sublayer(name: str, place: Place, m: Num, model) -> list[Op]:
+    """From the residual to the normalised input of a sublayer; with mHC the streams are mixed to one first."""
+    if has_streams(model):
+        return hyperconnection.pre(f"{name}_streams", place, m, model)
+    return residual_norm(f"{name}_norm", place, m, model.hidden_size)
+
+
+def out_of_sublayer(name: str, place: Place, m: Num, model) -> list[Op]:
+    """Back into the residual streams of mHC; a single residual is added by the next norm."""
+    return hyperconnection.post(f"{name}_streams", place, m, model) if has_streams(model) else []
 
 
 def dense_layer(model, shape: Shape, part: str = "dense_layer") -> list[Op]:
     """Attention and a dense gated feed-forward of ``intermediate_size``."""
     place, m = shape.place(part, "mlp"), shape.n_tokens
     ops = attention_half(part, model, shape)
-    ops += residual_norm("mlp_norm", place, m, model.hidden_size)
+    ops += into_sublayer("mlp", place, m, model)
     ops += feedforward.gated("mlp", place, m, model.hidden_size, model.intermediate_size, shape.recipe)
+    ops += out_of_sublayer("mlp", place, m, model)
     return ops + _forward_again(ops, shape)
 
 
@@ -69,7 +92,7 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     attn, mlp = shape.place(part, "attention"), shape.place(part, "mlp")
     ops = attention_half(part, model, shape)
     # Router and norm belong to the attention block: they must be done before the dispatch can start.
-    ops += residual_norm("mlp_norm", attn, m, model.hidden_size)
+    ops += into_sublayer("mlp", attn, m, model)
     ops += feedforward.router(attn, m, model)
     if recipe.quantised:
         ops.append(feedforward.cast("dispatch_cast", attn, m * model.hidden_size))
@@ -79,6 +102,8 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
         width = model.n_shared_experts * model.moe_intermediate_size
         ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe)
     ops += feedforward.routed(mlp, model, recipe, m, shape.copies, shape.n_slots)
+    # The streams take the layer's output up when the combine has brought it, whatever else the layer still does.
+    ops += out_of_sublayer("mlp", shape.place(part, "streams"), m, model)
     return ops + _forward_again(ops, shape)
 
 
@@ -100,7 +125,32 @@ def embedding(model, shape: Shape) -> list[Op]:
     ops = [moved("embedding", place, size, size)]
     if place.training:
         ops.append(moved("embedding_backward", place, 3 * size, 2 * size, "backward_weight"))
+    if has_streams(model):
+        ops += hyperconnection.expand(place, shape.n_tokens, model)
     return ops
+
+
+def engram_module(model, shape: Shape) -> list[Op]:
+    """The n-gram memory in front of one layer: rows fetched, projected, gated, convolved, added to the residual."""
+    place = shape.place("engram", "engram")
+    return engram.operators(
+        place, model, shape.n_tokens, shape.phase, shape.engram_tier, shape.n_devices, shape.recipe
+    )
+
+
+def vision(model, shape: Shape) -> list[Op]:
+    """The image encoders and the projector into the language model's embedding space."""
+    place = shape.place("vision", "vision")
+    n_images = shape.batch * shape.n_images
+    return model.vision.operators(place, n_images, shape.image_height, shape.image_width, model.hidden_size)
+
+
+def generation(model, shape: Shape) -> list[Op]:
+    """What a sampling step of the image generator runs beside the language model's layers, with the final norm."""
+    place, rows = shape.place("generation", "generation"), shape.batch
+    ops = hyperconnection.merge(place, shape.n_tokens, model) if has_streams(model) else []
+    ops += norm("final_norm", place, shape.n_tokens, model.hidden_size)
+    return ops + model.generation.step_operators(place, rows, model.hidden_size)
 
 
 def head(model, shape: Shape, part: str = "head") -> list[Op]:
@@ -110,7 +160,8 @@ def head(model, shape: Shape, part: str = "head") -> list[Op]:
     """
     place, recipe = shape.place(part, "head"), shape.recipe
     m = shape.n_tokens if place.training else shape.batch
-    ops = norm("final_norm", place, m, model.hidden_size)
+    ops = hyperconnection.merge(place, m, model) if has_streams(model) else []
+    ops += norm("final_norm", place, m, model.hidden_size)
     ops += linear("lm_head", place, m, model.vocab_size, model.hidden_size, recipe, split="n", format=recipe.head)
     logits = 1.0 * m * model.vocab_size
     if place.training:
@@ -127,5 +178,5 @@ def mtp(model, shape: Shape) -> list[Op]:
     ops = [replace(op, part=part, block="head") for op in embedding(model, shape)]
     ops += norm("mtp_hidden_norm", place, m, model.hidden_size) + norm("mtp_embed_norm", place, m, model.hidden_size)
     ops += linear("mtp_proj", place, m, model.hidden_size, 2 * model.hidden_size, recipe)
-    layer = moe_layer if bool(model.n_routed_experts > 0) else dense_layer
+    layer = moe_layer if has_experts(model) else dense_layer
     return ops + layer(model, shape, part) + head(model, shape, part)

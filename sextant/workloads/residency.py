@@ -5,11 +5,16 @@ from __future__ import annotations
 from sextant.simulator.kernels import BYTES
 from sextant.simulator.types import Load, Num, Plan
 from sextant.workloads.formats import Recipe, recipe
-from sextant.workloads.parameters import kv_bytes_per_token, layer_counts, layer_parameters
+from sextant.workloads.ops import engram, hyperconnection
+from sextant.workloads.parameters import has_streams, kv_bytes_per_token, layer_counts, layer_parameters
 from sextant.workloads.traffic import received_copies
+from sextant.workloads.transformer import image_rows, sequence_tokens
 
 #: Pieces that tensor parallelism leaves whole on every device.
-_REPLICATED = ("norm", "router", "mtp_norm")
+_REPLICATED = ("norm", "router", "mtp_norm", "hyper_connection", "engram_gate")
+
+#: Parts that every tensor rank holds whole: they are small beside the language model.
+_WHOLE = ("vision", "generation")
 
 #: Bytes per weight where they differ from those of an activation: one FP32 scale per 128 x 128 block, not per 1 x 128
 #: tile (DeepSeek-V3 report arXiv:2412.19437 s3.3.2).
@@ -20,15 +25,16 @@ def device_parameters(model, plan: Plan) -> dict[str, dict[str, Num]]:
     """Parameters that one device holds of one occurrence of each part, ``{part: {"dense": n, "expert": n}}``.
 
     Routed experts are divided by the expert degree (and replicated by ``redundant_experts``, spread evenly), all
-    other split pieces by the tensor degree.
+    other split pieces by the tensor degree; image encoders and generators stay whole. Engram tables are not counted
+    here but by ``table_bytes``.
     """
     sizes: dict[str, dict[str, Num]] = {}
     occurring = layer_counts(model)
     for part, pieces in layer_parameters(model).items():
         dense: Num = 0.0
         for piece, size in pieces.items():
-            if piece != "routed_experts":
-                dense = dense + (size if piece in _REPLICATED else size / plan.tensor)
+            if piece not in ("routed_experts", "engram_tables"):
+                dense = dense + (size if piece in _REPLICATED or part in _WHOLE else size / plan.tensor)
         routed = pieces.get("routed_experts", 0.0)
         if "routed_experts" in pieces and "moe_layer" in occurring:
             routed = routed * (1.0 + plan.redundant_experts / model.n_routed_experts) / plan.expert
@@ -72,10 +78,30 @@ def weight_bytes(model, plan: Plan) -> dict[str, Num]:
     """Serving weights of one occurrence of each part on one device: linears in the recipe's format, the rest BF16."""
     kind = recipe(plan.formats)
     element = _WEIGHT_BYTES.get(kind.linear, BYTES[kind.linear])
+    kept = ("embedding", "head", "vision", "generation", "engram")
     return {
-        part: sizes["expert"] * element + sizes["dense"] * (2.0 if part in ("embedding", "head") else element)
+        part: sizes["expert"] * element + sizes["dense"] * (2.0 if part in kept else element)
         for part, sizes in device_parameters(model, plan).items()
     }
+
+
+def table_bytes(model, plan: Plan, phase: str, node_size: Num) -> dict[str, Num]:
+    """Engram tables of the whole model as one device counts them, by memory tier.
+
+    Training shards rows over all devices, with FP32 master weights and Adam's moments beside them. Serving keeps them
+    whole in each device's HBM, or once per node in host memory, of which a device counts its share. An MTP module
+    is not counted.
+    """
+    elements = layer_counts(model).get("engram", 0.0) * layer_parameters(model)["engram"].get("engram_tables", 0.0)
+    kind = recipe(plan.formats)
+    if phase == "training":
+        used = plan.tensor * plan.context * plan.pipeline * plan.data
+        state = kind.weight_bytes + kind.master_bytes + kind.moment_bytes
+        return {"hbm": elements * state / used, "host": 0.0 * elements}
+    size = BYTES["bf16"] * elements
+    if plan.placement.get("engram", "hbm") == "host":
+        return {"hbm": 0.0 * size, "host": size / node_size}
+    return {"hbm": size, "host": 0.0 * size}
 
 
 def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
@@ -88,15 +114,19 @@ def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
     kind = recipe(plan.formats)
     m = plan.micro_batch * load.context_tokens / plan.tensor / plan.context
     h = model.hidden_size
+    seen = _image_bytes(model, plan, load)
     if "full" in plan.recompute:
-        layer = 2.0 * h * m
+        layer = 2.0 * model.n_streams * h * m
         full: dict[str, Num] = {part: layer for part in layer_counts(model)}
-        return {**full, "head": _head_bytes(model, m), "mtp": layer + _head_bytes(model, m)}
+        return {**full, "vision": seen, "head": _head_bytes(model, m), "mtp": layer + _head_bytes(model, m)}
     attention = _attention_bytes(model, kind, plan.recompute)
-    norms = 2 * 2.0 * h
-    normed = 0.0 if "norm" in plan.recompute else BYTES[kind.saved] * h
+    norms = 2 * _residual_bytes(model, plan.recompute)
+    normed = 0.0 if _norm_again(plan.recompute) else BYTES[kind.saved] * h
     dense = attention + norms + _gated_bytes(kind, plan, model.intermediate_size, normed)
-    parts: dict[str, Num] = {"embedding": 0.0 * m, "dense_layer": dense * m, "head": _head_bytes(model, m)}
+    parts: dict[str, Num] = {
+        "vision": seen, "embedding": 0.0 * m, "dense_layer": dense * m, "head": _head_bytes(model, m),
+        "engram": engram.kept_bytes(model) * m if model.engram_layers else 0.0 * m,
+    }  # fmt: skip
     inner: Num = dense
     if "moe_layer" in layer_counts(model):
         inner = attention + norms + _expert_bytes(model, kind, plan)
@@ -105,25 +135,52 @@ def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
     return parts
 
 
+def _residual_bytes(model, recompute: tuple[str, ...]) -> Num:
+    """What a sublayer keeps of the residual for its backward pass, per token: the norm's input, or mHC's streams."""
+    return hyperconnection.kept_bytes(model, recompute) if has_streams(model) else 2.0 * model.hidden_size
+
+
+def _image_bytes(model, plan: Plan, load: Load) -> Num:
+    if model.vision is None:
+        return 0.0
+    return model.vision.activation_bytes(plan.micro_batch * load.n_images, load.image_height, load.image_width)
+
+
 def cache_bytes(model, plan: Plan, load: Load) -> Num:
-    """Key-value cache of one device while decoding; the MLA latent cannot be split by heads."""
+    """Key-value cache of one device while serving; the MLA latent cannot be split by heads.
+
+    An autoregressive image generator ends with prompt and image in it, a flow generator keeps none between its steps.
+    """
     split = plan.tensor if model.attention == "gqa" else 1.0
-    return load.batch * load.context_tokens * kv_bytes_per_token(model) / split / plan.pipeline
+    rows, tokens = load.batch, sequence_tokens(model, load)
+    if load.phase == "image_generation":
+        grows = 1.0 if model.generation.kind == "autoregressive" else 0.0
+        rows, tokens = grows * image_rows(load), tokens + model.generation.n_tokens
+    cache = rows * tokens * kv_bytes_per_token(model) / split / plan.pipeline
+    if not model.engram_layers:
+        return cache
+    return cache + rows * len(model.engram_layers) * engram.convolution_bytes_per_sequence(model)
 
 
 def _attention_bytes(model, kind: Recipe, recompute: tuple[str, ...]) -> Num:
     heads, saved = model.num_attention_heads, BYTES[kind.saved]
     if model.attention == "gqa":
         width = (heads + 2 * model.num_key_value_heads) * model.head_dim
-        inputs = 0.0 if "norm" in recompute else saved * model.hidden_size
+        inputs = 0.0 if _norm_again(recompute) else saved * model.hidden_size
         return inputs + 2.0 * width + BYTES[kind.saved_attention] * heads * model.head_dim + 4.0 * heads
     latent = 2.0 * (model.q_lora_rank + model.kv_lora_rank + model.qk_rope_head_dim)
     dim = model.qk_nope_head_dim + model.qk_rope_head_dim
     expanded = 0.0 if "mla_up" in recompute else 2.0 * heads * (2 * dim + model.v_head_dim)
     # The attention output feeds both its own backward pass and o_proj's weight gradient: one copy serves both.
     output = BYTES[kind.saved_attention] * heads * model.v_head_dim + 4.0 * heads
-    inputs = 0.0 if "norm" in recompute else saved * (model.hidden_size + model.q_lora_rank + model.kv_lora_rank)
-    return latent + expanded + output + inputs
+    latents = 0.0 if "norm" in recompute else saved * (model.q_lora_rank + model.kv_lora_rank)
+    inputs = 0.0 if _norm_again(recompute) else saved * model.hidden_size
+    return latent + expanded + output + inputs + latents
+
+
+def _norm_again(recompute: tuple[str, ...]) -> bool:
+    """Whether a sublayer's normalised input is made again: mHC's recompute runs from the streams through the norm."""
+    return "norm" in recompute or "mhc" in recompute
 
 
 def _gated_bytes(kind: Recipe, plan: Plan, width: Num, input_bytes: Num) -> Num:
@@ -135,7 +192,7 @@ def _expert_bytes(model, kind: Recipe, plan: Plan) -> Num:
     """Shared experts see the token itself; routed ones the tokens received, once per device, in the sent format."""
     hidden, width = model.hidden_size, model.moe_intermediate_size
     copies = received_copies(model, plan.expert)
-    normed = 0.0 if "norm" in plan.recompute else BYTES[kind.saved] * hidden
+    normed = 0.0 if _norm_again(plan.recompute) else BYTES[kind.saved] * hidden
     shared = _gated_bytes(kind, plan, model.n_shared_experts * width, normed)
     routed = model.num_experts_per_tok * _gated_bytes(kind, plan, width, 0.0)
     return shared + routed + copies * BYTES[kind.dispatch] * hidden + 4.0 * model.n_routed_experts
@@ -148,11 +205,11 @@ def _head_bytes(model, m: Num) -> Num:
 
 def working_bytes(model, plan: Plan, n_tokens: Num) -> Num:
     """Largest working set of one layer while serving ``n_tokens``: residual, expanded heads or expert activations."""
-    h, heads = model.hidden_size, model.num_attention_heads / plan.tensor
+    h, heads = model.hidden_size * model.n_streams, model.num_attention_heads / plan.tensor
     dim = model.head_dim if model.attention == "gqa" else model.qk_nope_head_dim + model.qk_rope_head_dim
     attention = 2.0 * n_tokens * heads * 3.0 * dim
     if "moe_layer" not in layer_counts(model):
         return 4.0 * h * n_tokens + attention + 6.0 * n_tokens * model.intermediate_size / plan.tensor
     pairs = n_tokens * model.num_experts_per_tok
-    experts = pairs * (3.0 * h + 6.0 * model.moe_intermediate_size)
+    experts = pairs * (3.0 * model.hidden_size + 6.0 * model.moe_intermediate_size)
     return 4.0 * h * n_tokens + attention + experts

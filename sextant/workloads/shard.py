@@ -13,6 +13,10 @@ from sextant.simulator.types import Num, Op, Plan, Step
 _PARTIAL_SUMS = ("attention", "mlp")
 
 
+#: Groups whose messages go over as many nodes as their devices fill, from the first device of a node on.
+_SPREAD = ("expert", "engram")
+
+
 def shard(step: Step, model, plan: Plan, node_size: Num) -> Step:
     """The operators that one device runs of ``step`` under ``plan``; bytes and FLOPs over all devices are conserved.
 
@@ -22,7 +26,7 @@ def shard(step: Step, model, plan: Plan, node_size: Num) -> Step:
     """
     degrees = {"tensor": plan.tensor, "expert": plan.expert}
     ops = [_divide(op, degrees) for op in step.ops]
-    ops = [reshape(op, n_gpus_per_node=node_size) if op.kind == "expert_exchange" else op for op in ops]
+    ops = [reshape(op, n_gpus_per_node=node_size) if op.group in _SPREAD else op for op in ops]
     return replace(step, ops=(*ops, *_tensor_messages(step, model, plan, node_size)))
 
 

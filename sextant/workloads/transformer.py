@@ -1,7 +1,8 @@
-"""A decoder-only transformer with MLA or GQA attention, dense or mixture-of-experts feed-forward, optional MTP.
+"""A decoder-only transformer with MLA or GQA attention, dense or mixture-of-experts feed-forward, and what may be added
+to it: MTP modules, residual streams (mHC), n-gram memory (Engram), image encoders, an image generator.
 
-Fields carry the names of a Hugging Face config.json. What a field does not say (biases, rotary details) does not
-change sizes or times here.
+Fields carry the names of a Hugging Face config.json. What a field does not say (rotary details) does not change sizes
+or times here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,21 @@ from sextant.simulator.kernels.expert_exchange import N_SMS
 from sextant.simulator.types import Load, Num, Plan, Step
 from sextant.workloads import blocks
 from sextant.workloads.formats import recipe
-from sextant.workloads.parameters import layer_counts
+from sextant.workloads.generation import Generation
+from sextant.workloads.parameters import has_experts, layer_counts
 from sextant.workloads.traffic import received_copies
+from sextant.workloads.vision import Vision
 
-PHASES = ("training", "prefill", "decode")
+PHASES = ("training", "prefill", "decode", "image_understanding", "image_generation")
+
+#: Parts that a phase leaves out: serving does not speculate, text phases encode no image, only one makes images.
+_LEFT_OUT = {
+    "training": ("generation",),
+    "prefill": ("vision", "mtp", "generation"),
+    "decode": ("vision", "mtp", "generation"),
+    "image_understanding": ("mtp", "generation"),
+    "image_generation": ("vision", "mtp", "embedding", "head"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,25 +60,58 @@ class Transformer:
     num_experts_per_tok: Num = 0.0
     n_group: Num = 1.0
     topk_group: Num = 1.0
+    topk_method: str = "greedy"
     num_nextn_predict_layers: Num = 0.0
     tie_word_embeddings: bool = False
     attention_bias: bool = False
+    qk_norm: bool = False
+    n_streams: Num = 1.0
+    sinkhorn_iters: Num = 20.0
+    engram_layers: tuple[float, ...] = ()
+    engram_orders: tuple[float, ...] = (2.0, 3.0)
+    engram_heads: Num = 8.0
+    engram_dim: Num = 1280.0
+    engram_rows: Num = 2262400.0
+    engram_conv_kernel: Num = 4.0
+    vision: Vision | None = None
+    generation: Generation | None = None
     official: Mapping[str, Num] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
 
     def step(self, load: Load, plan: Plan) -> Step:
-        """Operators of one micro-batch (training) or one engine step (prefill, decode) of one data-parallel rank,
-        before ``shard`` divides them; ``layers`` says how often each part occurs in the model."""
-        shape = _shape(self, load, plan)
-        builders = {
-            "embedding": blocks.embedding, "dense_layer": blocks.dense_layer, "moe_layer": blocks.moe_layer,
-            "mtp": blocks.mtp, "head": blocks.head,
-        }  # fmt: skip
-        layers = layer_counts(self)
-        if load.phase != "training":
-            layers = {part: n for part, n in layers.items() if part != "mtp"}
-        ops = tuple(op for part in layers for op in builders[part](self, shape))
-        return Step(phase=load.phase, ops=ops, n_tokens=shape.n_tokens, layers=layers)
+        """Operators of one micro-batch (training), engine step (prefill, decode, image_understanding) or sampling step
+        (image_generation) of one data-parallel rank, before ``shard`` divides them; ``layers`` says how often each part
+        occurs. ``imaging.passes`` has all steps that make an image. InputError where the model lacks the phase.
+        """
+        return build(self, _shape(self, load, plan), load.phase)
+
+
+def build(model: Transformer, shape: blocks.Shape, phase: str) -> Step:
+    """The step of ``phase`` in which every layer processes ``shape``."""
+    builders = {
+        "vision": blocks.vision, "embedding": blocks.embedding, "engram": blocks.engram_module,
+        "dense_layer": blocks.dense_layer, "moe_layer": blocks.moe_layer, "mtp": blocks.mtp, "head": blocks.head,
+        "generation": blocks.generation,
+    }  # fmt: skip
+    layers = {part: n for part, n in layer_counts(model).items() if part not in _LEFT_OUT[phase]}
+    if not np.any(np.asarray(shape.n_images) > 0):
+        layers.pop("vision", None)
+    ops = tuple(op for part in layers for op in builders[part](model, shape))
+    return Step(phase=phase, ops=ops, n_tokens=shape.n_tokens, layers=layers)
+
+
+def sequence_tokens(model: Transformer, load: Load) -> Num:
+    """Tokens of one sequence: ``context_tokens``, in image_understanding with the visual tokens of its images."""
+    if load.phase != "image_understanding":
+        return load.context_tokens
+    if model.vision is None:
+        raise InputError(f"load.phase: {model.name} has no image encoder; choose a phase of text")
+    return load.context_tokens + load.n_images * model.vision.n_tokens(load.image_height, load.image_width)
+
+
+def image_rows(load: Load) -> Num:
+    """Sequences in the batch of an image generator: guidance runs each image with and without its prompt."""
+    return load.batch * (2.0 if load.guidance else 1.0)
 
 
 def _exchange_sms(plan: Plan) -> Num:
@@ -77,18 +122,47 @@ def _exchange_sms(plan: Plan) -> Num:
 def _shape(model: Transformer, load: Load, plan: Plan) -> blocks.Shape:
     if load.phase not in PHASES:
         raise InputError(f"load.phase: expected one of {', '.join(PHASES)}, got {load.phase!r}")
-    moe = bool(np.all(np.asarray(model.n_routed_experts) > 0))
-    if not moe and bool(np.any(np.asarray(model.n_routed_experts) > 0)):
-        raise InputError("model.n_routed_experts: a sweep cannot mix 0 with other values; make two scenarios")
-    copies = received_copies(model, plan.expert) if moe else 1.0
-    slots = model.n_routed_experts + plan.redundant_experts
+    tokens = sequence_tokens(model, load)
     sizes = {
-        "training": (plan.micro_batch, load.context_tokens, load.context_tokens),
-        "prefill": (load.batch, load.context_tokens, load.context_tokens),
-        "decode": (load.batch, 1.0, load.context_tokens),
+        "training": (plan.micro_batch, tokens, tokens),
+        "prefill": (load.batch, tokens, tokens),
+        "decode": (load.batch, 1.0, tokens),
+        "image_understanding": (load.batch, tokens, tokens),
+        "image_generation": _sampling_size(model, load),
     }
     batch, seq, kv_len = sizes[load.phase]
-    return blocks.Shape(
-        phase=load.phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
-        copies=copies, n_slots=slots, n_comm_sms=_exchange_sms(plan),
+    seen = load.phase in ("training", "image_understanding") and model.vision is not None
+    phase = {"image_understanding": "prefill", "image_generation": _sampling_phase(model)}.get(load.phase, load.phase)
+    return shape_of(
+        model, plan, phase, batch, seq, kv_len, n_images=load.n_images if seen else 0.0,
+        image_height=load.image_height, image_width=load.image_width,
     )  # fmt: skip
+
+
+def shape_of(
+    model: Transformer, plan: Plan, phase: str, batch: Num, seq: Num, kv_len: Num, **images: Num
+) -> blocks.Shape:
+    """The shape of a pass over ``batch`` sequences of ``seq`` new tokens that see ``kv_len``; ``images`` as Shape's."""
+    copies = received_copies(model, plan.expert) if has_experts(model) else 1.0
+    return blocks.Shape(
+        phase=phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
+        copies=copies, n_slots=model.n_routed_experts + plan.redundant_experts, n_comm_sms=_exchange_sms(plan),
+        engram_tier=plan.placement.get("engram", "hbm"),
+        n_devices=plan.tensor * plan.context * plan.pipeline * plan.data, **images,
+    )  # fmt: skip
+
+
+def _sampling_phase(model: Transformer) -> str:
+    return "decode" if model.generation is not None and model.generation.kind == "autoregressive" else "prefill"
+
+
+def _sampling_size(model: Transformer, load: Load) -> tuple[Num, Num, Num]:
+    """Rows, new tokens and visible tokens of a sampling step; of an autoregressive one half-way through the image."""
+    if load.phase != "image_generation":
+        return 0.0, 0.0, 0.0
+    if model.generation is None:
+        raise InputError(f"load.phase: {model.name} has no image generator; choose another phase")
+    rows, tokens = image_rows(load), model.generation.n_tokens
+    if model.generation.kind == "autoregressive":
+        return rows, 1.0, load.context_tokens + tokens / 2.0
+    return rows, load.context_tokens + tokens, load.context_tokens + tokens

@@ -68,6 +68,15 @@ MODELS = {
     "deepseek-v2": StandIn(name="deepseek-v2", hidden_size=5120, num_hidden_layers=60, n_routed_experts=160.0),
 }
 
+#: Sizes that a stand-in's fields move up, both ways, or not at all.
+SIZES = {
+    "n_parameters": lambda model, load: (
+        1.0 * model.num_hidden_layers * model.hidden_size * (12 + model.n_routed_experts)
+    ),
+    "kv_bytes_per_token": lambda model, load: 1152.0 * model.num_hidden_layers,
+    "n_dips": lambda model, load: (model.n_routed_experts - 50.0) ** 2,
+}
+
 GOOD = """\
 name: expert counts
 description: how many experts to route
@@ -107,6 +116,7 @@ def make_catalogue(folder: Path | None = None) -> Catalogue:
         models=model, model_names=tuple(MODELS), clusters=CLUSTERS.__getitem__, cluster_names=tuple(CLUSTERS),
         gpus=GPUS.__getitem__, gpu_names=tuple(GPUS), scenarios=shipped.__getitem__, scenario_names=tuple(shipped),
         metrics=METRICS, published=("figure-5",), choices={"plan.schedule": ("1f1b", "dualpipe", "zb1p")},
+        sizes=SIZES,
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ EXPECTED: dict[str, list[tuple[int, int, str] | tuple[int, int, str, str]]] = {
     "control_byte": [(4, 8, "character U+0007 is not allowed; remove it")],
     "control_character": [(4, 7, "name: the text holds a control character; remove it")],
     "conversion_after_unknown": [
-        (1, 1, "modle: unknown key; did you mean 'model'?"),
+        (1, 1, "modle: unknown key; did you mean 'model'"),
         (1, 1, "model: no base is given; write `model: NAME` or `model: {base: NAME, ...}`"),
         (3, 30, "load.batch: counts something and must be a whole number, got 1.5; write 2"),
     ],
@@ -112,6 +112,70 @@ EXPECTED: dict[str, list[tuple[int, int, str] | tuple[int, int, str, str]]] = {
     "seed_is_negative": [(4, 7, "seed: must not be negative, got -1; write 0 or more")],
     "seed_is_text": [(4, 7, "seed: expected a whole number, got 'lucky'")],
     "self_base": [(4, 7, "base: the bases go in a circle: self_base.yaml -> self_base.yaml")],
+    "solve_an_axis": [
+        (6, 3, "solve.model.n_routed_experts: this field is an axis, so it cannot follow from a"),
+    ],
+    "solve_both_ways": [
+        (5, 28, "solve.model.n_routed_experts: n_dips rises and falls with this field, so that it"),
+    ],
+    "solve_is_a_list": [
+        (4, 8, "solve: expected a mapping, got ['model.n_routed_experts']; write its fields below"),
+    ],
+    "solve_list_field": [
+        (5, 3, "solve.model.hash_sizes: expected a field that holds a number, got list; solve another"),
+    ],
+    "solve_multiple_fractional": [
+        (5, 61, "solve.model.n_routed_experts: the field counts something, so it is a whole number, got 2.5; write"),
+    ],
+    "solve_multiple_of_nothing": [
+        (5, 61, "solve.model.n_routed_experts: must be more than zero, got 0; write a number such as 8"),
+    ],
+    "solve_multiple_too_large": [
+        (5, 61, "solve.model.n_routed_experts: a solved field is at most 1e+09, got 2e+09; write less"),
+    ],
+    "solve_no_size": [
+        (4, 33, "solve.model.n_routed_experts: one field follows from one size, got none; write one, such as"),
+    ],
+    "solve_plan_field": [
+        (5, 3, "solve.plan.tensor: sizes follow from fields of model and load only, got"),
+    ],
+    "solve_record": [
+        (5, 3, "solve.model: sizes follow from fields of model and load only, got 'model'; name one, such as"),
+    ],
+    "solve_refused_by_the_record": [
+        (5, 3, "solve.model.hidden_size: not every value can stand in this field (hidden_size must"),
+    ],
+    "solve_scalar": [
+        (4, 33, "solve.model.n_routed_experts: expected a size and its target, got 26700000000.0;"),
+    ],
+    "solve_target_blank": [
+        (5, 41, "solve.model.n_routed_experts: expected a number, got nothing; write one such as 1"),
+    ],
+    "solve_target_in_bytes": [
+        (5, 42, "solve.model.n_routed_experts: expected a bare number, got '26 GB', which is bytes;"),
+    ],
+    "solve_target_is_text": [
+        (5, 42, "solve.model.n_routed_experts: expected a size, got 'bse'; write a number or base"),
+    ],
+    "solve_target_zero": [
+        (5, 42, "solve.model.n_routed_experts: must be more than zero, got 0; write a number or base"),
+    ],
+    "solve_text_field": [(5, 3, "solve.load.phase: expected a field that holds a number, got text; solve another")],
+    "solve_two_sizes": [
+        (5, 27, "solve.model.n_routed_experts: one field follows from one size, got n_parameters"),
+    ],
+    "solve_unknown_field": [
+        (5, 3, "solve.model.n_routed_expets: 'model' has no field 'n_routed_expets'; did you mean"),
+    ],
+    "solve_unknown_size": [
+        (5, 28, "solve.model.n_routed_experts: unknown size 'n_paramters'; did you mean 'n_parameters'?"),
+    ],
+    "solve_unmoved_by_any": [
+        (5, 16, "solve.load.batch: n_parameters does not depend on this field; neither does another"),
+    ],
+    "solve_without_influence": [
+        (5, 28, "solve.model.n_routed_experts: kv_bytes_per_token does not depend on this field; hold what it moves"),
+    ],
     "tab_indent": [(4, 1, "a tab cannot indent YAML; use spaces")],
     "text_for_number": [(3, 30, "load.batch: expected a number, got 'many'; write digits only")],
     "too_many_points": [(4, 1, "axes: 100,000 x 1,000 = 100,000,000 points, more than 5,000,000")],
@@ -121,7 +185,7 @@ EXPECTED: dict[str, list[tuple[int, int, str] | tuple[int, int, str, str]]] = {
     "two_errors": [
         (1, 46, "model.n_routed_experts: must not be negative, got -1; write a positive value"),
         (5, 3, "plan.tensr: 'plan' has no field 'tensr'; did you mean 'tensor'?"),
-        (6, 1, "sed: unknown key; did you mean 'seed' or 'base' or 'published'?"),
+        (6, 1, "sed: unknown key; did you mean 'seed' or 'base' or 'solve'?"),
     ],
     "unclosed_bracket": [(3, 7, "the bracket opened here is never closed; add the closing one")],
     "unit_on_a_count": [(3, 30, "load.batch: expected a bare number, got '128 GB', which is bytes")],
@@ -304,7 +368,11 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=2)
         | st.dictionaries(
-            st.sampled_from(["base", "max", "linspace", "a.b", "", "device", "hidden_size"]), inner, max_size=2
+            st.sampled_from(
+                ["base", "max", "linspace", "a.b", "", "device", "hidden_size", "n_parameters", "multiple_of"]
+            ),
+            inner,
+            max_size=2,
         )
     ),
     max_leaves=4,
@@ -313,6 +381,7 @@ PLACES = [
     "name", "base", "description", "model", "cluster", "plan", "load", "axes", "constraints", "objectives", "engine",
     "seed", "published", "model.base", "model.attention", "model.hash_sizes", "cluster.device", "plan.placement",
     "plan.recompute", "plan.placement.engram", "load.phase", "axes.model", "axes.plan.tensor", "axes.cluster.device",
+    "solve", "solve.model.n_routed_experts", "solve.model.hidden_size", "solve.load.context_tokens",
     "axes.plan.recompute", "axes.model.attention.q_lora_rank", "constraints.tpot_s", "objectives.tokens_per_s",
     "cluster.device.memories.hbm", "model.tie_word_embeddings", "axes.plan.placement.engram",
 ]  # fmt: skip

@@ -33,14 +33,6 @@ def test_models_are_listed_with_the_contract_fields() -> None:
     assert "input embedding" in v3["convention"] and v3["source"]
 
 
-@pytest.mark.parametrize("name", sorted(models.catalogue()))
-def test_a_model_card_counts_its_parameters_by_piece(name: str) -> None:
-    card = cards.card("model", name)
-    assert sum(card["parameters by piece"].values()) == card["n_parameters"]
-    text = tables.card(card)
-    assert f"{card['n_parameters']:,}" in text and max(map(len, text.splitlines())) <= 160
-
-
 @pytest.mark.parametrize("name", hwmodels.device_names())
 def test_a_gpu_card_sums_up_its_kernels(name: str) -> None:
     card = cards.card("gpu", name)

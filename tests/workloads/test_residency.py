@@ -18,10 +18,11 @@ LOAD = Load(phase="training", batch=64.0, context_tokens=4096.0)
 
 @pytest.mark.parametrize("name", sorted(catalogue()))
 def test_one_device_holds_the_whole_model(name):
-    """Without degrees to divide by, the parts add up to the model's parameters, MTP aside."""
+    """Without degrees to divide by, the parts and the tables add up to the model's parameters, MTP aside."""
     found = model(name)
     held, counts = residency.device_parameters(found, Plan()), parameters.layer_counts(found)
     total = sum(n * sum(held[part].values()) for part, n in counts.items() if part != "mtp")
+    total += residency.table_bytes(found, Plan(), "decode", 8.0)["hbm"] / 2.0
     assert total == pytest.approx(parameters.n_parameters(found), rel=1e-12)
 
 

@@ -61,16 +61,19 @@ class Target:
 class Prepared:
     """A kernel case with its inputs drawn: equal calls over rotated inputs, and a check against a reference.
 
-    ``check`` raises ``ValueError`` when a result is wrong. ``read_bytes`` and ``write_bytes`` are the least traffic:
+    ``check`` compares with a reference of higher precision and returns the largest relative error (norm of the
+    difference over the norm of the reference); it raises ``ValueError`` when a result is wrong. ``before`` draws what
+    must be new for every sample. ``read_bytes`` and ``write_bytes`` are the least traffic:
     every input read once, every output written once. ``sampler`` replaces the ordinary way of timing.
     """
 
     calls: tuple[Call, ...]
-    check: Callable[[], None]
+    check: Callable[[], float]
     library: str
     read_bytes: float
     write_bytes: float
     sampler: Callable[[], Sampler] | None = None
+    before: Call | None = None
 
 
 Builder = Callable[[Case, Target], Prepared]
@@ -111,15 +114,16 @@ def relative_error(out: Tensor, reference: Tensor) -> float:
     """Norm of the difference over the norm of the reference; raises ``ValueError`` where the shapes differ."""
     if out.shape != reference.shape:
         raise ValueError(f"check: shape {tuple(out.shape)}, the reference has {tuple(reference.shape)}")
-    exact = reference.float()
-    return float((out.float() - exact).norm() / exact.norm().clamp(min=1e-30))
+    exact = reference.double() if reference.dtype == torch.float64 else reference.float()
+    return float((out.to(exact.dtype) - exact).norm() / exact.norm().clamp(min=1e-30))
 
 
-def require_close(out: Tensor, reference: Tensor, *, what: str, tolerance: float = 1e-2) -> None:
-    """Raise ``ValueError`` unless the relative error is below ``tolerance`` (NaN never is)."""
+def require_close(out: Tensor, reference: Tensor, *, what: str, tolerance: float = 1e-2) -> float:
+    """The relative error; raises ``ValueError`` unless it is below ``tolerance`` (NaN never is)."""
     error = relative_error(out, reference)
     if not error < tolerance:
         raise ValueError(f"check: {what} is off by {error:.3g} (relative norm), allowed {tolerance:g}")
+    return error
 
 
 def rotated(
@@ -131,19 +135,23 @@ def rotated(
     read_bytes: float,
     write_bytes: float,
     library: str = "triton",
+    reference: Callable[..., Sequence[Tensor]] | None = None,
+    checked: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple,
+    tolerance: float = 1e-2,
 ) -> Prepared:
-    """Prepare a function of tensors: ``fused`` where Triton runs, else ``eager``, which is also the reference.
+    """Prepare a function of tensors: ``fused`` where Triton runs, else ``eager``; ``reference`` (else ``eager``) checks.
 
-    ``inputs`` draws one set; ``fused`` and ``eager`` take a set and return equally shaped outputs.
+    ``inputs`` draws one set; all three take a set; ``checked`` picks what of the outputs has the reference's shapes.
     """
+    reference = reference or eager
     sets = [inputs() for _ in range(target.n_sets(read_bytes + write_bytes))]
     run = fused if target.fused else eager
 
-    def check() -> None:
-        outputs = run(*sets[0])
-        references = eager(*sets[0])
-        for i, (out, reference) in enumerate(zip(outputs, references, strict=True)):
-            require_close(out, reference, what=f"output {i}")
+    def check() -> float:
+        pairs = zip(checked(run(*sets[0])), reference(*sets[0]), strict=True)
+        return max(
+            require_close(out, exact, what=f"output {i}", tolerance=tolerance) for i, (out, exact) in enumerate(pairs)
+        )
 
     return Prepared(
         calls=tuple(partial(run, *one) for one in sets),

@@ -1,6 +1,7 @@
 """Scaled dot-product attention of torch, forward and backward, with one back end allowed at a time.
 
-``variant`` names the back end: cudnn or flash. Only that one is enabled, and the autograd node of the result must carry
+``phase`` prefill is causal (``causal`` 1), encoder is not, decode has one query token (``q_len`` 1) that sees the whole
+cache. ``variant`` names the back end: cudnn or flash; for decode also splitkv, this package's Triton kernels. Only that one is enabled, and the autograd node of the result must carry
 its name, so a silent substitute cannot be measured. Queries, keys and values lie in memory as [batch, tokens,
 heads, head_dim], as projections leave them. The backward pass is autograd's, with the graph of the forward pass kept.
 """
@@ -16,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sextant.validate.kernels import Case, Prepared, Target, require_close, sizes
+from sextant.validate.kernels import Case, Prepared, Target, require_close, rotated, sizes
 
 _BACKENDS = {"cudnn": (SDPBackend.CUDNN_ATTENTION, "cudnn"), "flash": (SDPBackend.FLASH_ATTENTION, "flash")}
-#: Queries compared with the reference: the last ones, which see every key.
+#: Queries compared with the reference: the last ones, which see every key; without a mask this many of them ...
 N_CHECKED = 64
+#: ... which makes the gradients of all keys exact too.
+N_CHECKED_UNMASKED = 4096
 
 
 def _draw(case: Case, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -44,10 +47,11 @@ def reference_tail(q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, causal: bool)
     """The last queries' output and gradients in fp32, of the first batch element and the first key head.
 
     Under a causal mask of equal lengths the last keys are seen by the last queries only, so dk and dv of those are
-    exact too. Shapes: out, dq [queries per key head, n, dim]; dk, dv [n, dim] (causal only).
+    exact too; without a mask, dk and dv of all keys are if all queries are compared.
+    Shapes: out, dq [queries per key head, n, dim]; dk, dv [n, dim].
     """
     length, group = q.shape[2], q.shape[1] // k.shape[1]
-    n = min(N_CHECKED, length)
+    n = min(N_CHECKED if causal else N_CHECKED_UNMASKED, length)
     tail = slice(length - n, length)
     queries, grads = q[0, :group, tail].float(), do[0, :group, tail].float()
     keys, values = k[0, 0].float(), v[0, 0].float()
@@ -60,7 +64,7 @@ def reference_tail(q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, causal: bool)
     out = p @ values
     ds = p * (grads @ values.t() - (grads * out).sum(-1, keepdim=True)) * scale
     found = {"out": out, "dq": ds @ keys}
-    if causal:
+    if causal or n == length == k.shape[2]:
         last = slice(k.shape[2] - n, k.shape[2])
         found["dk"] = (ds[:, :, last].transpose(1, 2) @ queries).sum(0)
         found["dv"] = (p[:, :, last].transpose(1, 2) @ grads).sum(0)
@@ -82,12 +86,55 @@ def _with_graph(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, context: Calla
     return *leaves, out
 
 
+def _masked(case: Case) -> bool:
+    """Whether keys are hidden: torch aligns its causal mask at the first key, so lengths must be equal or q_len 1."""
+    q_len, kv_len = sizes(case, "q_len", "kv_len")
+    if case.get("causal") != 1 or q_len == 1:
+        return False
+    if q_len != kv_len:
+        raise ValueError(f"q_len: a causal mask is measured for q_len = kv_len or q_len 1, got {q_len} and {kv_len}")
+    return True
+
+
+def _split(case: Case, target: Target) -> Prepared:
+    """A decode step by this package's Triton kernels, plain torch where they cannot run."""
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
+        return (_forward(q, k, v, causal=False),)
+
+    fused = plain
+    if target.fused:
+        from sextant.validate.kernels import triton_decode
+
+        fused = partial(triton_decode.grouped, n_sms=target.n_sms)
+    batch, heads, kv_heads, kv_len, head_dim, v_head_dim = sizes(
+        case, "batch", "heads", "kv_heads", "kv_len", "head_dim", "v_head_dim"
+    )
+    return rotated(
+        target,
+        inputs=lambda: _draw(case, target)[:3],
+        fused=fused,
+        eager=plain,
+        reference=lambda q, k, v: (
+            reference_tail(q, k, v, v.new_zeros(*q.shape[:3], v.shape[3]), causal=False)["out"],
+        ),
+        checked=lambda outputs: (outputs[0][0, : heads // kv_heads],),
+        read_bytes=2.0 * batch * (kv_heads * kv_len * (head_dim + v_head_dim) + heads * head_dim),
+        write_bytes=2.0 * batch * heads * v_head_dim,
+        library="triton_splitkv",
+    )
+
+
 def build_attention(case: Case, target: Target) -> Prepared:
     """Prepare one attention call of a batch; ``direction`` forward or backward."""
     variant, backward = str(case.get("variant")), case.get("direction") == "backward"
+    causal = _masked(case)
+    if variant == "splitkv" and case.get("q_len") == 1 and not backward:
+        return _split(case, target)
     if variant not in _BACKENDS:
-        raise ValueError(f"variant: attention is measured with {', '.join(_BACKENDS)}, got {variant!r}")
-    causal = case.get("causal") == 1
+        raise ValueError(
+            f"variant: attention is measured with {', '.join(_BACKENDS)}, splitkv (decode), got {variant!r}"
+        )
     backend, name = _BACKENDS[variant]
     context = partial(sdpa_kernel, [backend]) if target.cuda else nullcontext
     graph_of = partial(_with_graph, causal=causal, context=context, node=name if target.cuda else "")
@@ -102,16 +149,17 @@ def build_attention(case: Case, target: Target) -> Prepared:
         with context():
             return _forward(q, k, v, causal=causal)
 
-    def check() -> None:
+    def check() -> float:
         *leaves, out = graph_of(q, k, v)
         grads = torch.autograd.grad(out, leaves, do) if backward else ()
         expected = reference_tail(q, k, v, do, causal=causal)
         n, group = expected["out"].shape[1], expected["out"].shape[0]
-        require_close(out[0, :group, -n:].detach(), expected["out"], what="the output")
+        errors = [require_close(out[0, :group, -n:].detach(), expected["out"], what="the output")]
         for what, grad in zip(("dq", "dk", "dv"), grads, strict=False):
             if what in expected:
                 got = grad[0, :group, -n:] if what == "dq" else grad[0, 0, -n:]
-                require_close(got, expected[what], what=what, tolerance=2e-2)
+                errors.append(require_close(got, expected[what], what=what, tolerance=2e-2))
+        return max(errors)
 
     if backward:
         graphs = [(*graph_of(*one[:3]), one[3]) for one in sets]

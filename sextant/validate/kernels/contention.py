@@ -97,11 +97,12 @@ def build_contention(case: Case, target: Target) -> Prepared:
     gemm = partial(F.linear, a, b)
     copy = partial(triton_moves.copy, source, destination, n_programs=N_PROGRAMS)
 
-    def check() -> None:
-        sampled_check(gemm(), a, b, tolerance=1e-2)
+    def check() -> float:
+        error = sampled_check(gemm(), a, b, tolerance=1e-2)
         copy()
         if not torch.equal(source, destination):
             raise ValueError("check: the copy differs from its source")
+        return error
 
     timed, other = (gemm, copy) if variant.startswith("gemm") else (copy, gemm)
     sampler = None if variant.endswith("alone") else partial(BesideSampler, timed, other, label="beside")

@@ -46,11 +46,11 @@ def _scaled(operand: Tensor, scale: Tensor | None, picked: Tensor, dtype: torch.
 
 def sampled_check(
     out: Tensor, a: Tensor, b: Tensor, *, tolerance: float, a_scale: Tensor | None = None, b_scale: Tensor | None = None
-) -> None:
-    """Compare sampled entries of out[m, n] with a[m, k] b[n, k]^T in float64; raises ``ValueError`` on a difference."""
+) -> float:
+    """Relative error of sampled entries of out[m, n] against a[m, k] b[n, k]^T in float64; ``ValueError`` if large."""
     rows, cols = _picked(a.shape[0], N_CHECKED_ROWS, a.device), _picked(b.shape[0], N_CHECKED_COLS, a.device)
     reference = _scaled(a, a_scale, rows, torch.float64) @ _scaled(b, b_scale, cols, torch.float64).t()
-    require_close(out[rows][:, cols], reference, what="the product", tolerance=tolerance)
+    return require_close(out[rows][:, cols], reference, what="the product", tolerance=tolerance)
 
 
 def fp8_operand(shape: tuple[int, ...], target: Target) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def fp8_operand(shape: tuple[int, ...], target: Target) -> tuple[Tensor, Tensor]
     return values, torch.rand(shape[:-1], device=target.device) + 0.5
 
 
-def _bf16(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., None]]:
+def _bf16(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., float]]:
     m, n, k = sizes(case, "m", "n", "k")
     variant = case.get("variant", "")
 
@@ -81,7 +81,7 @@ def _bf16(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]],
     return (lambda: (draw(m, k), draw(n, k)), F.linear, partial(sampled_check, tolerance=1e-2))
 
 
-def _fp8(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., None]]:
+def _fp8(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., float]]:
     m, n, k = sizes(case, "m", "n", "k")
     fast = case.get("variant") != "accumulate"
 
@@ -101,13 +101,13 @@ def _fp8(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], 
             use_fast_accum=fast,
         )
 
-    def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> None:
-        sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale.unsqueeze(1), b_scale=b_scale.unsqueeze(1))
+    def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> float:
+        return sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale.unsqueeze(1), b_scale=b_scale.unsqueeze(1))
 
     return draw, product, check
 
 
-def _fp8_block(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., None]]:
+def _fp8_block(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., float]]:
     m, n, k = sizes(case, "m", "n", "k")
     if k % 128:
         raise ValueError(f"k: blocks of 128 need a multiple of 128, got {k}")
@@ -136,15 +136,15 @@ def _fp8_block(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, .
             output_dtype=torch.bfloat16,
         )
 
-    def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> None:
-        sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale, b_scale=b_scale[:, :n_k])
+    def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> float:
+        return sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale, b_scale=b_scale[:, :n_k])
 
     return draw, product, check
 
 
 def _fp8_wgrad(
     m: int, n: int, k: int, target: Target, dtype: torch.dtype
-) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., None]]:
+) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., float]]:
     n_k = k // 128
 
     def draw() -> tuple[Tensor, ...]:
@@ -159,8 +159,8 @@ def _fp8_wgrad(
         recipe = F.ScalingType.BlockWise1x128  # type: ignore[attr-defined]
         return F.scaled_mm(a, b.t(), a_scale, recipe, b_scale, recipe, output_dtype=dtype)  # type: ignore[attr-defined]
 
-    def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> None:
-        sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale, b_scale=b_scale)
+    def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> float:
+        return sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale, b_scale=b_scale)
 
     return draw, product, check
 

@@ -30,13 +30,14 @@ def build(case: Case, target: Target) -> Prepared:
     def move(source: Tensor, destination: Tensor) -> Tensor:
         return destination.copy_(source, non_blocking=True)
 
-    def check() -> None:
+    def check() -> float:
         source, destination = pairs[0]
         move(source, destination)
         if target.cuda:
             torch.cuda.synchronize()
         if not torch.equal(source.cpu(), destination.cpu()):
             raise ValueError("check: the copy differs from its source")
+        return 0.0
 
     return Prepared(
         calls=tuple(partial(move, *pair) for pair in pairs),

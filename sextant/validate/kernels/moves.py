@@ -1,4 +1,4 @@
-"""Operators that move rows or add them: residual add, copy, permutation to experts and back, gather from a table."""
+"""Operators that move rows or add them: residual add, copy, permutation to experts and back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from torch import Tensor
 from sextant.validate.kernels import Case, Prepared, Target, rotated, sizes
 
 BF16 = torch.bfloat16
-#: A table this large is far beyond the caches and the reach of the address translation buffers.
-TABLE_BYTES = {"hbm": 8 * 2**30, "host": 2 * 2**30}
-CPU_TABLE_BYTES = 2**20
 
 
 def _device_code(target: Target):
@@ -132,41 +129,9 @@ def build_unpermute(case: Case, target: Target) -> Prepared:
     )
 
 
-def build_gather(case: Case, target: Target) -> Prepared:
-    """``lookups`` rows of ``dim`` bf16 values from a table in device memory or pinned host memory, one program a row.
-
-    ``rows`` of the case is the table's number of rows. Every input set draws fresh rows from one table.
-    """
-    n_rows, dim, lookups = sizes(case, "rows", "dim", "lookups")
-    tier = str(case.get("tier"))
-    if tier not in TABLE_BYTES:
-        raise ValueError(f"tier: the table is in hbm or host, got {tier!r}")
-    limit = TABLE_BYTES[tier] if target.cuda else CPU_TABLE_BYTES
-    if n_rows * dim * 2 > limit:
-        raise ValueError(f"rows: a table of {n_rows} rows of {dim} is larger than {limit} bytes here")
-    code = _device_code(target)
-    table = torch.randn((n_rows, dim), dtype=BF16, device=target.device)
-    if tier == "host" and target.cuda:
-        pinned = torch.empty((n_rows, dim), dtype=BF16, pin_memory=True)
-        table = pinned.copy_(table)
-
-    def inputs() -> tuple[Tensor, ...]:
-        return table, torch.randint(0, n_rows, (lookups,), dtype=torch.int32, device=target.device)
-
-    return rotated(
-        target,
-        inputs=inputs,
-        fused=code.gather_rows if code else _taken,
-        eager=_taken,
-        read_bytes=float(lookups * (2 * dim + 4)),
-        write_bytes=2.0 * lookups * dim,
-    )
-
-
 BUILDERS = {
     "add": build_add,
     "copy": build_copy,
     "permute": build_permute,
     "unpermute": build_unpermute,
-    "gather": build_gather,
 }

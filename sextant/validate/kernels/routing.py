@@ -58,7 +58,7 @@ def build_routing(case: Case, target: Target) -> Prepared:
     else:
         raise ValueError(f"variant: routing is topk or index, got {variant!r}")
 
-    def check() -> None:
+    def check() -> float:
         ids, weights = select(logits[0], bias, top_k)
         groups = ids // (n_experts // N_GROUPS)
         if any(len(row.unique()) > TOP_GROUPS for row in groups[:64]) or any(len(r.unique()) < top_k for r in ids[:64]):
@@ -71,6 +71,7 @@ def build_routing(case: Case, target: Target) -> Prepared:
             raise ValueError("check: the pairs are not sorted by expert")
         if not torch.equal(order[place], torch.arange(len(flat), device=ids.device)):
             raise ValueError("check: the places do not invert the order")
+        return float((weights.sum(dim=-1) - 1.0).abs().max())
 
     read = 4.0 * n_tokens * n_experts if variant == "topk" else 8.0 * n_tokens * top_k
     write = (8.0 + 4.0) * n_tokens * top_k if variant == "topk" else 16.0 * n_tokens * top_k

@@ -29,6 +29,7 @@ MODELS = (
         num_experts_per_tok=8.0,
         n_group=8.0,
         topk_group=4.0,
+        topk_method="noaux_tc",
         num_nextn_predict_layers=1.0,
         official={"n_parameters": 671e9, "n_activated_parameters": 37e9, "mtp_parameters": 11.5e9},
         source={

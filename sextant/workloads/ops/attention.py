@@ -12,12 +12,20 @@ from sextant.workloads.ops.memory import Place, moved, norm
 
 
 def core(
-    place: Place, batch: Num, heads: Num, kv_heads: Num, q_len: Num, kv_len: Num, dim: Num, v_dim: Num
+    place: Place,
+    batch: Num,
+    heads: Num,
+    kv_heads: Num,
+    q_len: Num,
+    kv_len: Num,
+    dim: Num,
+    v_dim: Num,
+    causal: float = 1.0,
 ) -> list[Op]:
-    """The attention kernel on expanded keys and values, causal, forward and (training) backward."""
+    """The attention kernel on expanded keys and values, forward and (training) backward; ``causal`` is 1 or 0."""
     shape = {
         "batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len,
-        "head_dim": dim, "v_head_dim": v_dim, "causal": 1.0,
+        "head_dim": dim, "v_head_dim": v_dim, "causal": causal,
     }  # fmt: skip
     phases = {"forward": "forward", "backward": "backward_input"} if place.training else {"forward": "forward"}
     return [

@@ -9,6 +9,7 @@ import numpy as np
 from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op, Plan, Step
 from sextant.workloads.formats import Recipe, recipe
+from sextant.workloads.ops import engram
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.residency import device_parameters, replicas
 
@@ -27,7 +28,20 @@ def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num)
         n = sum((count * sizes[part][group] for part, count in layers.items()), 0.0)
         near = np.maximum(node_size / apart[group], 1.0)
         ops += _group(group, kind, n, copies[group], near)
+    if "engram" in layers:
+        ops.append(_tables(kind, layers["engram"] * engram.table_parameters(model), plan))
     return Step(phase="optimizer", ops=tuple(ops), n_tokens=0.0, layers={"optimizer": 1.0})
+
+
+def _tables(kind: Recipe, n: Num, plan: Plan) -> Op:
+    """AdamW on this device's rows of ``n`` table elements, whose gradients came by all-to-all.
+
+    Every row counts: a step over millions of tokens touches almost all; fewer where n-grams repeat much."""
+    share = n / (plan.tensor * plan.context * plan.pipeline * plan.data)
+    state = kind.master_bytes + kind.moment_bytes
+    place = Place(part="optimizer", block="engram")
+    read, write = share * (state + kind.gradient_bytes), share * (state + kind.weight_bytes)
+    return moved("engram_adamw", place, read, write, "optimizer", ())
 
 
 def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Num) -> list[Op]:

@@ -1,0 +1,68 @@
+"""A dense 2-D convolution as an implicit matrix product: m = n_images x height x width (of the output),
+n = out_channels, k = in_channels x kernel^2.
+
+Shape: n_images, height, width, in_channels, out_channels, kernel, stride. Variants: "" forward; ``dgrad`` and ``wgrad``
+its gradients, which need as many FLOPs and move the same three tensors; ``depthwise``: a channel sees itself alone
+(k = kernel^2), bound by memory.
+
+No convolution was measured: the tile model of products stands for it (the ``memory`` block for depthwise ones),
+``assumed``, with an interval that reaches to kernels twice as slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from sextant.simulator.kernels import BYTES, Work, memory, operator
+from sextant.simulator.kernels.tiles import Product, product_fit, product_seconds
+from sextant.simulator.types import Cluster, Estimate, Num, Op
+
+#: Factors on the interval of products: library convolutions are seldom faster than the product of their size.
+ASSUMED_LOW, ASSUMED_HIGH = 0.8, 2.0
+
+
+def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
+    """2 m n k FLOPs; input, weights and output moved once each."""
+    m, n, k = _product(shape, variant)
+    moved = _input_elements(shape) + n * k + m * n
+    return Work(flops=2.0 * m * n * k, traffic_bytes={"hbm": BYTES[format] * moved})
+
+
+def estimate(op: Op, cluster: Cluster) -> Estimate:
+    """Seconds by the tile model with the block ``gemm_<format>``; Num in, Num of the broadcast shape out."""
+    if op.variant == "depthwise":
+        return _depthwise(op, cluster)
+    fit = product_fit(cluster.device, "gemm", op.format, "")
+    m, n, k = _product(op.shape, op.variant)
+    read = _input_elements(op.shape)
+    product = Product(
+        rows=m, rows_per_group=m, n=n, k=k, row_tiles=lambda height: np.ceil(m / height),
+        operand_bytes=BYTES[op.format] * (read + n * k), x_bytes=BYTES[op.format] * read,
+        output_bytes=BYTES[op.format] * m * n, flops=2.0 * m * n * k, format=op.format, old_bytes=0.0,
+    )  # fmt: skip
+    seconds = product_seconds(product, fit.coefficients, cluster.device, converts=False)
+    return Estimate(
+        seconds=seconds.total, low=seconds.total * fit.low * ASSUMED_LOW, high=seconds.total * fit.high * ASSUMED_HIGH,
+        limits={"math": seconds.math, "memory": seconds.memory, "launch": seconds.launch}, provenance="assumed",
+    )  # fmt: skip
+
+
+def _depthwise(op: Op, cluster: Cluster) -> Estimate:
+    m, n, _ = _product(op.shape, op.variant)
+    size = BYTES[op.format] * m * n
+    moving = memory.estimate(operator("memory", op.name, op.format, {"read_bytes": size, "write_bytes": size}), cluster)
+    return replace(moving, low=moving.low * ASSUMED_LOW, high=moving.high * ASSUMED_HIGH, provenance="assumed")
+
+
+def _product(shape: Mapping[str, Num], variant: str) -> tuple[Num, Num, Num]:
+    m = shape["n_images"] * shape["height"] * shape["width"]
+    seen = 1.0 if variant == "depthwise" else shape["in_channels"]
+    return m, shape["out_channels"], seen * shape["kernel"] ** 2
+
+
+def _input_elements(shape: Mapping[str, Num]) -> Num:
+    pixels = shape["n_images"] * shape["height"] * shape["width"] * shape["stride"] ** 2
+    return pixels * shape["in_channels"]

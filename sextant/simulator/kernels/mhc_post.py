@@ -1,0 +1,49 @@
+"""From the output of a layer function back to the n residual streams of mHC: H_post and H_res applied and added.
+
+Shape: n_tokens, hidden (C), n_streams (n); sinkhorn_iters is ignored (H_res comes ready from ``mhc_pre``). One kernel
+that reads n C + C and writes n C elements in BF16 (mHC, arXiv:2512.24880, s4.3.1).
+
+``backward`` reads the gradients and the residual (n C each) and the layer's output, writes the gradients of the
+last two and of the mappings: deepseek-ai/TileKernels post. Not measured: the forward's coefficients, marked assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sextant.simulator.kernels import Work, fit_of
+from sextant.simulator.kernels.streams import Stream, stream_seconds
+from sextant.simulator.types import Cluster, Estimate, Num, Op
+
+#: Widening of the interval for the backward pass.
+BACKWARD_LOW, BACKWARD_HIGH = 0.9, 1.3
+
+
+def stream(shape: Mapping[str, Num], variant: str) -> Stream:
+    """Bytes of one execution: BF16 tensors, n^2 + n FP32 mappings (backward: with their gradients)."""
+    n, width = shape["n_streams"], shape["hidden"]
+    maps = 4.0 * n * (n + 1.0)
+    elements = (3.0 * n + 2.0) * width if variant == "backward" else (2.0 * n + 1.0) * width
+    size = 2.0 * elements + (2.0 * maps if variant == "backward" else maps)
+    return Stream(n_tokens=shape["n_tokens"], token_bytes=size, tensor_bytes=size)
+
+
+def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
+    """2 n (n + 1) C FLOPs per token, twice that backward; every tensor read or written once."""
+    moved, n = stream(shape, variant), shape["n_streams"]
+    passes = 2.0 if variant == "backward" else 1.0
+    flops = passes * 2.0 * n * (n + 1.0) * shape["hidden"] * shape["n_tokens"]
+    return Work(flops=flops, traffic_bytes={"hbm": moved.n_tokens * moved.token_bytes})
+
+
+def estimate(op: Op, cluster: Cluster) -> Estimate:
+    """Seconds by the block ``mhc_post`` with the coefficients of ``streams``; KeyError if the device has none."""
+    fit = fit_of(cluster.device, "mhc_post")
+    parts = stream_seconds(stream(op.shape, op.variant), fit.coefficients, cluster.device)
+    backward = op.variant == "backward"
+    low, high = (fit.low * BACKWARD_LOW, fit.high * BACKWARD_HIGH) if backward else (fit.low, fit.high)
+    return Estimate(
+        seconds=parts.total, low=parts.total * low, high=parts.total * high,
+        limits={"memory": parts.memory, "launch": parts.launch},
+        provenance="assumed" if backward else fit.provenance,
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""Fit the two kernels of mHC: ``mhc_pre`` and ``mhc_post`` from rows with n_tokens, hidden, n_streams, us.
+
+Whole hidden sizes are held out, one after the other: a fit to the other sizes predicts the rows of the one left out.
+Errors and interval are those of all rows so predicted; the coefficients that are kept come from all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sextant.simulator.errors import InputError
+from sextant.simulator.kernels import estimate, fit_of, operator
+from sextant.simulator.types import Device, KernelFit, Op
+from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, errors, solve, with_fit
+
+Predict = Callable[[KernelFit, NDArray[np.bool_]], Array]
+
+KINDS = ("mhc_pre", "mhc_post")
+
+#: Seconds of one Sinkhorn iteration on a 4 x 4 matrix held by one thread: two normalisations of some 50 cycles each.
+#: Rows of one number of iterations cannot tell it from the floor: assumed.
+ITERATION_S = 5e-8
+
+BOUNDS = {
+    "floor_s": Bounds(start=2e-6, low=1e-7, high=2e-5),
+    "efficiency": Bounds(start=0.88, low=0.3, high=1.0),
+    "sm_bytes_per_s": Bounds(start=5e10, low=1e10, high=5e11),
+    "crowding": Bounds(start=0.2, low=0.0, high=1.0),
+    "warm_share": Bounds(start=0.5, low=0.05, high=1.0),
+    "spread": Bounds(start=0.4, low=0.05, high=1.0),
+}
+
+
+def fit_mhc(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitted]:
+    """The blocks ``mhc_pre`` and ``mhc_post``, as far as there are rows; ``device`` holds the block ``memory``.
+
+    InputError if a kernel has rows of one hidden size only, or if there are no rows of either.
+    """
+    found = [_fit(kind, part, device, source) for kind in KINDS if (part := [r for r in rows if r["op"] == kind])]
+    if not found:
+        raise InputError(f"no rows of {' or '.join(KINDS)}; check column 'op'")
+    return found
+
+
+def mhc_op(rows: Sequence[Row], kind: str) -> Op:
+    """All rows of one kernel as one operator; 4 streams and 20 iterations where a row does not say."""
+    shape = {
+        "n_tokens": column(rows, "n_tokens"), "hidden": column(rows, "hidden"),
+        "n_streams": column(rows, "n_streams", 4.0), "sinkhorn_iters": column(rows, "sinkhorn_iters", 20.0),
+    }  # fmt: skip
+    return operator(kind, kind, "bf16", shape)
+
+
+def _fit(kind: str, rows: Sequence[Row], device: Device, source: str) -> Fitted:
+    fixed = _fixed(kind, device)
+    bounds = {name: bound for name, bound in BOUNDS.items() if name not in fixed}
+
+    def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
+        part = [row for row, taken in zip(rows, chosen, strict=True) if taken]
+        return np.asarray(estimate(mhc_op(part, kind), alone(with_fit(device, kind, fit))).seconds)
+
+    fitted = fit_unseen(kind, bounds, fixed, predict, column(rows, "us") * 1e-6, column(rows, "hidden"), "hidden sizes")
+    said = f"{source}; {fitted.fit.source}"
+    if kind == "mhc_pre":
+        said += f"; iteration_s assumed: rows have {_iterations(rows)} iterations"
+    return replace(fitted, fit=replace(fitted.fit, source=said))
+
+
+def _fixed(kind: str, device: Device) -> dict[str, float]:
+    """What the rows of one kernel cannot tell: the floor of a single kernel is that of every memory-bound one (one
+    hidden size confuses it with the ramp), and what an iteration takes."""
+    if kind == "mhc_pre":
+        return {"iteration_s": ITERATION_S}
+    return {"floor_s": float(fit_of(device, "memory").coefficients["floor_s"])}
+
+
+def _iterations(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{value:.0f}" for value in np.unique(column(rows, "sinkhorn_iters", 20.0)))
+
+
+def fit_unseen(
+    name: str,
+    bounds: Mapping[str, Bounds],
+    fixed: Mapping[str, float],
+    predict: Predict,
+    measured_s: Array,
+    groups: Array,
+    what: str,
+) -> Fitted:
+    """A block fitted to all rows, with the errors of rows whose group (shape (n_rows,), named ``what``) no fit saw.
+
+    The block's source says those errors. InputError if all rows are of one group.
+    """
+    values = np.unique(groups)
+    if len(values) < 2:
+        raise InputError(f"{name}: all rows have the same {what}; a fit needs a second one to be judged by")
+    unseen_s = np.empty_like(measured_s)
+    for value in values:
+        test = groups == value
+        unseen_s[test] = predict(solve(name, bounds, predict, measured_s, test, "", fixed).fit, test)
+    held_out = errors(unseen_s, measured_s)
+    n = len(measured_s)
+
+    def twice(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
+        return predict(fit, chosen[:n] if chosen[:n].any() else chosen[n:])
+
+    # Every row is trained on; a second copy of all of them stands where ``solve`` wants rows to hold out.
+    whole = solve(name, bounds, twice, np.tile(measured_s, 2), np.repeat([False, True], n), "", fixed)
+    said = (
+        f"whole {what} held out: MAPE {100 * held_out.mape:.1f}%, median {100 * held_out.median:.1f}%, 95th percentile "
+        f"{100 * held_out.p95:.1f}% over {held_out.n_rows} rows"
+    )
+    low, high = min(held_out.low, whole.training.low), max(held_out.high, whole.training.high)
+    fit = replace(whole.fit, low=low, high=high, source=said)
+    return Fitted(name=name, fit=fit, training=whole.training, held_out=held_out)

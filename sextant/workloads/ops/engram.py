@@ -1,0 +1,180 @@
+"""Engram (arXiv:2601.07372): rows of hashed n-grams looked up in tables, gated by the residual, added to it.
+
+One layer: numbers of rows hashed from token ids; one row per order and head fetched; one product to n keys and a value;
+the gate; a depthwise causal convolution with norm, SiLU and residual. Training shards the tables over all devices, so
+rows travel in an all-to-all, gradients back in another one (s2.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isqrt
+
+import numpy as np
+
+from sextant.simulator.errors import InputError
+from sextant.simulator.kernels import BYTES, operator
+from sextant.simulator.types import Num, Op
+from sextant.workloads.formats import RECIPES, Recipe
+from sextant.workloads.ops.linear import linear
+from sextant.workloads.ops.memory import Place, moved
+
+#: Bytes of a row number, and of a token id.
+INDEX_BYTES, TOKEN_BYTES = 8.0, 4.0
+
+#: Norms of an Engram layer over each stream: of the keys, of the residual, before the convolution.
+_NORMS = 3.0
+
+
+def operators(
+    place: Place, model, m: Num, phase: str, tier: str, n_devices: Num, recipe: Recipe = RECIPES["bf16"]
+) -> list[Op]:
+    """Operators of one Engram layer for ``m`` tokens of one data-parallel rank, ``phase`` as in ``Load``.
+
+    ``tier`` (``hbm``, ``host``) is where the tables lie; a fetch from elsewhere than HBM is on the stream ``host``. In
+    training ``n_devices`` share the tables, each fetching what all ask of its rows, evenly. Which device lies where is
+    the cluster's: exchanges have n_gpus_per_node = n_devices until ``reshape`` says how many a node holds.
+    """
+    ids = n_rows(model) * INDEX_BYTES * m
+    ops = [moved("engram_hash", place, max(model.engram_orders) * TOKEN_BYTES * m, ids)]
+    if place.training:
+        ops.append(_exchange("engram_index_exchange", place, ids, n_devices, "forward"))
+    ops.append(_gather(place, model, m, tier, n_devices if place.training else 1.0))
+    if place.training:
+        ops.append(_exchange("engram_row_exchange", place, m * row_bytes_per_token(model), n_devices, "forward"))
+    ops += _projections(place, model, m, recipe)
+    ops.append(_gate("engram_gate", place, model, m))
+    ops.append(_convolution(place, model, m, phase))
+    return ops + (_backward(place, model, m, n_devices) if place.training else [])
+
+
+def _backward(place: Place, model, m: Num, n_devices: Num) -> list[Op]:
+    """Gradients of convolution, gate and rows; those of the projections stand with them.
+
+    The convolution reads its gradient and its input, and writes one; rows return to their devices in BF16 and are added
+    to FP32 rows of the gradient, each of which is read and written.
+    """
+    wide, rows = 2.0 * m * model.n_streams * model.hidden_size, m * row_bytes_per_token(model)
+    return [
+        moved("engram_conv_backward", place, 2.0 * wide, wide, "backward_input", variant="norm_backward"),
+        _gate("engram_gate_backward", place, model, m, "backward"),
+        _exchange("engram_gradient_exchange", place, rows, n_devices, "backward_input"),
+        moved("engram_scatter", place, rows + 2.0 * rows, 2.0 * rows, "backward_weight", variant="permute"),
+    ]
+
+
+def _gather(place: Place, model, m: Num, tier: str, n_devices: Num) -> Op:
+    n = n_rows(model)
+    shape = {
+        "lookups": m * n, "row_bytes": row_bytes_per_token(model) / n,
+        "table_bytes": BYTES["bf16"] * table_parameters(model) / n_devices,
+    }  # fmt: skip
+    return operator(
+        "gather", "engram_gather", "bf16", shape, variant=tier, stream="compute" if tier == "hbm" else "host",
+        part=place.part, block=place.block, count=place.count, shards={"tensor": ("lookups",)},
+    )  # fmt: skip
+
+
+def _exchange(name: str, place: Place, size: Num, n_devices: Num, phase: str) -> Op:
+    """An all-to-all in which each device sends ``size`` bytes, spread evenly over ``n_devices``."""
+    shape = {"n_gpus": n_devices, "n_gpus_per_node": n_devices, "message_bytes": size}
+    return operator(
+        "collective", name, "bf16", shape, variant="all_to_all", part=place.part, block=place.block, phase=phase,
+        count=place.count, group="engram", shards={"tensor": ("message_bytes",)},
+    )  # fmt: skip
+
+
+def _projections(place: Place, model, m: Num, recipe: Recipe) -> list[Op]:
+    """Value and n keys in one product with whole weights on every device; tensor parallelism divides its tokens."""
+    width = (1.0 + model.n_streams) * model.hidden_size
+    ops = linear("engram_projections", place, m, width, model.engram_dim, recipe, split="m")
+    sizes = ("read_bytes", "write_bytes")
+    return [replace(op, shards={"tensor": sizes}) if op.kind == "memory" else op for op in ops]
+
+
+def _gate(name: str, place: Place, model, m: Num, variant: str = "") -> Op:
+    shape = {"n_tokens": m, "hidden": model.hidden_size, "n_streams": model.n_streams}
+    return operator(
+        "engram_gate", name, "bf16", shape, variant=variant, part=place.part, block=place.block, count=place.count,
+        phase="backward_input" if variant else "forward", shards={"tensor": ("n_tokens",)},
+    )  # fmt: skip
+
+
+def _convolution(place: Place, model, m: Num, phase: str) -> Op:
+    """Norm, depthwise convolution, SiLU and both additions in one kernel: gated values and residual in, residual out.
+
+    A decode step also reads the earlier tokens that the kernel reaches.
+    """
+    wide = 2.0 * m * model.n_streams * model.hidden_size
+    earlier = model.engram_conv_kernel - 1.0 if phase == "decode" else 0.0
+    return moved("engram_conv", place, (2.0 + earlier) * wide, wide)
+
+
+def n_rows(model) -> Num:
+    """Rows that one token looks up in one Engram layer: one per order and head."""
+    return model.engram_heads * len(model.engram_orders)
+
+
+def row_bytes_per_token(model) -> Num:
+    """Bytes of table rows that one token fetches per Engram layer: ``engram_dim`` BF16 elements over all rows."""
+    return BYTES["bf16"] * model.engram_dim
+
+
+def table_parameters(model) -> Num:
+    """Elements of the tables of one Engram layer with ``engram_rows`` rows each, the round number that the paper's
+    parameter counts are made of; real tables have ``prime_rows``, up to 2e-4 more.
+
+    A row of each of the orders x heads tables has engram_dim / (orders x heads) elements.
+    """
+    return model.engram_rows * model.engram_dim
+
+
+def prime_rows(model) -> tuple[int, ...]:
+    """Rows of all tables of a model, by layer, order and head: distinct primes from ``engram_rows`` upwards, so that no
+    two tables share their collisions (deepseek-ai/Engram engram_demo_v1.py). InputError where ``engram_rows`` is an
+    array: the search is for one model."""
+    if np.ndim(model.engram_rows) or np.ndim(model.engram_heads):
+        raise InputError("model.engram_rows: prime sizes are for one model; give one number, not an axis")
+    wanted = len(model.engram_layers) * int(n_rows(model))
+    found: list[int] = []
+    candidate = max(int(model.engram_rows), 2)
+    while len(found) < wanted:
+        if _is_prime(candidate):
+            found.append(candidate)
+        candidate += 1
+    return tuple(found)
+
+
+def _is_prime(number: int) -> bool:
+    return not np.any(number % np.arange(2, isqrt(number) + 1) == 0)
+
+
+def projection_parameters(model) -> Num:
+    """Weights of one value and n key projections, without biases: 16.4 M in the paper (s2.4)."""
+    return (1.0 + model.n_streams) * model.engram_dim * model.hidden_size
+
+
+def gate_parameters(model) -> Num:
+    """Parameters of one Engram layer beside its tables: ``projection_parameters``, their biases, three norms over each
+    stream and the depthwise convolution without bias.
+
+    The paper does not mention biases; they are counted as in the published module (engram_demo_v1.py), and leave its
+    16.4 M as they are.
+    """
+    wide = model.n_streams * model.hidden_size
+    biases = (1.0 + model.n_streams) * model.hidden_size
+    return projection_parameters(model) + biases + (_NORMS + model.engram_conv_kernel) * wide
+
+
+def kept_bytes(model) -> Num:
+    """Bytes per token and layer that training keeps for the backward pass, in BF16: the fetched rows, keys and value,
+    the residual, the gated values; row numbers and one FP32 gate per stream."""
+    elements = model.engram_dim + (1.0 + 3.0 * model.n_streams) * model.hidden_size
+    return BYTES["bf16"] * elements + INDEX_BYTES * n_rows(model) + 4.0 * model.n_streams
+
+
+def convolution_bytes_per_sequence(model) -> Num:
+    """Bytes of gated values that serving keeps per sequence and Engram layer: what the dilated convolution still
+    reaches, (kernel - 1) x dilation tokens; the dilation is the largest order."""
+    reach = (model.engram_conv_kernel - 1.0) * max(model.engram_orders)
+    return BYTES["bf16"] * reach * model.n_streams * model.hidden_size
