@@ -181,8 +181,8 @@ class Load:
 
     phase: ``training`` (``batch`` = sequences of the whole cluster per optimizer step, ``context_tokens`` = their
     length), ``prefill`` (``batch`` = prompts per data-parallel rank), ``decode`` (``batch`` = requests per
-    data-parallel rank, ``context_tokens`` = tokens already in the cache), ``image_understanding`` (``batch`` = questions
-    per data-parallel rank, each with ``n_images`` images of ``image_height`` x ``image_width`` pixels and
+    data-parallel rank, ``context_tokens`` = tokens already in the cache), ``image_understanding`` (``batch`` =
+    questions per data-parallel rank, each with ``n_images`` images of ``image_height`` x ``image_width`` pixels and
     ``context_tokens`` of text) or ``image_generation`` (``batch`` = images per data-parallel rank, ``context_tokens`` =
     length of a prompt; ``guidance`` = with classifier-free guidance; ``n_steps`` = sampling steps, 0 = as published).
     A model with an image encoder trains on ``n_images`` per sequence, whose tokens ``context_tokens`` includes.

@@ -223,6 +223,23 @@ def validate_published(
         _put(tables.judged(rows), sys.stdout)
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def measure(context: typer.Context) -> None:
+    """Measure kernels on this machine's GPU or CPU; sextant measure --help lists its options. Needs torch."""
+    try:
+        from sextant.validate import measure as measuring
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        remedy = "torch is not installed; pip install 'sextant-sim[torch]'"
+        raise InputError(f"measure runs kernels of torch, and {remedy}") from error
+    try:
+        code = measuring.main(context.args)
+    except SystemExit as stopped:  # argparse has said what is wrong, or shown its help
+        code = stopped.code
+    raise typer.Exit(code if isinstance(code, int) else BAD_INPUT)
+
+
 def _question(scenario: str, sets: list[str] | None = None) -> Question:
     from sextant.studies import answer, catalogue
 

@@ -82,7 +82,7 @@ def sizes(model: Transformer) -> dict[str, Num]:
         "n_activated_parameters": parameters.activated_parameters(model),
         "n_language_parameters": parameters.language_parameters(model),
         "n_activated_language_parameters": parameters.language_activated_parameters(model),
-        "engram_parameters": pieces.get("engram_tables", 0.0) + pieces.get("engram_gate", 0.0),
+        "engram_parameters": pieces.get("engram_tables", 0.0),
         "checkpoint_bytes": parameters.checkpoint_bytes(model),
         "kv_bytes_per_token": parameters.kv_bytes_per_token(model),
         "training_flops_per_token": parameters.training_flops_per_token(model, _CONTEXT_TOKENS),

@@ -72,8 +72,9 @@ _MEMORY = (
 )
 #: What tells the points of a sweep apart, where the scenario has no objectives.
 _COMPARED = (
-    "step_time_s", "tpot_s", "ttft_s", "image_time_s", "image_tokens", "images_per_s_per_device", "mfu_causal", "tokens_per_day", "tokens_per_s_per_device",
-    "usd_per_trillion_tokens", "usd_per_million_tokens", "hbm_bytes",
+    "step_time_s", "tpot_s", "ttft_s", "image_time_s", "image_tokens", "images_per_s_per_device", "mfu_causal",
+    "tokens_per_day", "tokens_per_s_per_device", "usd_per_trillion_tokens", "usd_per_million_tokens",
+    "usd_per_thousand_images", "hbm_bytes",
 )  # fmt: skip
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
 

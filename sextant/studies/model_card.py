@@ -35,8 +35,8 @@ _QUANTITIES = {
     "n_parameters": ("parameters", "all weights, without MTP modules"),
     "n_activated_parameters": ("activated parameters", "of one token, without the input embedding and MTP"),
     "mtp_parameters": ("MTP parameters", "embedding and head are shared, not counted"),
-    "language_parameters": ("of the language model", "without image encoders and generators"),
-    "language_activated_parameters": ("activated, language model", "of one token, without the input embedding"),
+    "n_language_parameters": ("of the language model", "without image encoders and generators"),
+    "n_activated_language_parameters": ("activated, language model", "of one token, without the input embedding"),
     "kv_bytes_per_token": ("KV cache per token", "BF16, all layers"),
 }
 #: Phases of a card: the load, how many rows, and which phases of operators belong to it.
@@ -120,7 +120,10 @@ def _beside(model: Transformer, published: bool) -> list[dict[str, Any]]:
 
 def _ours(model: Transformer, quantity: str) -> int | float | None:
     """Our count of a published quantity: a function of ``parameters``, or all that one part or piece holds."""
-    names = {"n_activated_parameters": "activated_parameters"}
+    names = {
+        "n_activated_parameters": "activated_parameters", "n_language_parameters": "language_parameters",
+        "n_activated_language_parameters": "language_activated_parameters",
+    }  # fmt: skip
     function = getattr(parameters, names.get(quantity, quantity), None)
     if callable(function) and not quantity.startswith("_"):
         return _count(function(model))

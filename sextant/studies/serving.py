@@ -19,7 +19,7 @@ from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters, residency
 from sextant.workloads.shard import shard
-from sextant.workloads.transformer import image_rows, sequence_tokens
+from sextant.workloads.transformer import image_pixels, image_rows, sequence_tokens
 
 #: Layers simulated before the two-batch pattern repeats; the rest of the layers adds the period.
 _WARM_UP = 4
@@ -83,7 +83,7 @@ def memory_use(scenario: Scenario) -> Capacity:
     working = residency.working_bytes(model, plan, tokens)
     if load.phase == "image_understanding":
         working = np.maximum(
-            working, model.vision.working_bytes(load.batch * load.n_images, load.image_height, load.image_width)
+            working, model.vision.working_bytes(load.batch * load.n_images, *image_pixels(model, load))
         )
     if load.phase == "image_generation":
         working = np.maximum(working, model.generation.working_bytes(load.batch))
@@ -112,9 +112,9 @@ def host_s(timed: TimedStep, layers: Mapping[str, Num]) -> Num:
 def stall_s(scenario: Scenario, timed: TimedStep, step_s: Num) -> Num:
     """Seconds in which layers wait for Engram rows from host memory, in a pass of ``step_s`` without that.
 
-    Rows are addressed by tokens alone. With ``plan.prefetch: tokens`` all fetches start with the pass, follow each other
-    over the one link, and each stands in the way only for what is not there when its layer begins; otherwise each
-    starts when its layer begins.
+    Rows are addressed by tokens alone. With ``plan.prefetch: tokens`` all fetches start with the pass, follow each
+    other over the one link, and each stands in the way only for what is not there when its layer begins; otherwise
+    each starts when its layer begins.
     """
     fetch = [item.seconds for item in timed.ops if item.op.stream == "host" and item.op.part == "engram"]
     layers = scenario.model.engram_layers
@@ -137,7 +137,7 @@ def _image_columns(scenario: Scenario, timed: TimedStep, passes_per_s: Num) -> d
         return {}
     images = load.n_images * passes_per_s * load.batch
     return {
-        "image_tokens": model.vision.n_tokens(load.image_height, load.image_width),
+        "image_tokens": model.vision.n_tokens(*image_pixels(model, load)),
         "vision_s": sum((t.seconds for t in timed.ops if t.op.part == "vision"), 0.0),
         "images_per_s": images,
         "images_per_s_per_device": images / _used(scenario.plan),

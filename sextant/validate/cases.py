@@ -1,14 +1,16 @@
 """Kernel cases: their columns, their identity, their files, and which of them a fit may see.
 
-Columns are those of the kernel-case files, and: ``variant`` (wgrad, dgrad, accumulate; the back end of attention; memcpy
-or kernel ...), ``direction`` (forward, backward), ``n_elements`` (adam), those of a convolution. ``case_sets`` holds the
-lists. Needs neither torch nor a GPU.
+Columns are those of the kernel-case files, and: ``variant`` (wgrad, dgrad, accumulate; the back end of attention;
+memcpy or kernel ...), ``direction`` (forward, backward), ``n_elements`` (adam), those of a convolution. ``case_sets``
+holds the lists. Needs neither torch nor a GPU.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,8 +26,8 @@ CASE_COLUMNS = (
     "out_channels", "height", "width", "kernel_size", "stride", "n_gpus", "message_elements",
 )  # fmt: skip
 
-#: Share of shapes that no fit may see, and what makes their choice. Both were set before anything was measured, the salt
-#: so that of the list ``all`` every operator has between a seventh and 36% of its cases held out.
+#: Share of shapes that no fit may see, and what makes their choice. Both were set before anything was measured, the
+#: salt so that of the list ``all`` every operator has between a seventh and 36% of its cases held out.
 HELD_OUT_SHARE, SALT = 0.25, "sextant-2022"
 
 
@@ -39,8 +41,9 @@ def shapes_of(case: Mapping[str, str | int]) -> tuple[str, ...]:
 
     Products: the site (outputs, inputs), whatever the tokens, format or direction; grouped products and layers of
     experts: the same site. Attention: the configuration of heads, and the (sequences, length) pair. Operators over
-    rows: the width. Residual streams: width and number of streams; Sinkhorn: tokens. Tables: tier and row. Convolutions:
-    channels and kernel. Copies, optimizer, collectives: the size. Two streams of work at once (contention): none.
+    rows: the width. Residual streams: width and number of streams; Sinkhorn: tokens. Tables: tier and row.
+    Convolutions: channels and kernel. Copies, optimizer, collectives: the size. Two streams of work at once
+    (contention): none.
     """
     op = str(case["op"])
 
@@ -88,6 +91,37 @@ def split(case: Mapping[str, str | int]) -> Literal["fit", "held_out"]:
         if drawn < share:
             return "held_out"
     return "fit"
+
+
+def select(
+    cases: Sequence[Case], *, ops: str = "", every: int = 1, shard: str = "1/1", order: str = "listed"
+) -> list[Case]:
+    """Cases of the named operators, in the order named (no names: all, as they come), every n-th of each operator.
+
+    ``shard`` i/n takes every n-th of what is left, from the i-th on; order ``spread`` sorts by a hash of the case, so
+    that the first part of the list is a sample of all. Raises ``ValueError`` for a shard that is none.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard: i/n with i from 1 to n, got {shard!r}")
+    wanted = [op.strip() for op in ops.split(",") if op.strip()] or list(dict.fromkeys(str(c["op"]) for c in cases))
+    chosen = [case for op in wanted for case in [c for c in cases if c["op"] == op][::every]]
+    if order == "spread":
+        chosen.sort(key=lambda case: hashlib.sha256("|".join(case_key(case)).encode()).digest())
+    return chosen[int(found[1]) - 1 :: int(found[2])]
+
+
+def smallest_of_each(cases: Sequence[Case]) -> list[Case]:
+    """One case of every kernel (operator, phase, format, direction, variant, tier), the smallest."""
+
+    def size(case: Case) -> float:
+        return math.prod(float(value) for value in case.values() if isinstance(value, int) and value > 0)
+
+    found: dict[tuple[str, ...], Case] = {}
+    for case in sorted(cases, key=size):
+        kind = tuple(str(case.get(c, "")) for c in ("op", "phase", "format", "direction", "variant", "tier"))
+        found.setdefault(kind, case)
+    return list(found.values())
 
 
 def read_cases(path: Path) -> list[Case]:

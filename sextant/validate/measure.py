@@ -3,19 +3,18 @@
 A row is one case: its case columns, the median ``us`` with the 10th and 90th percentiles, the way of timing (see
 ``timer``), the library that ran, the least traffic in bytes, the multiprocessors' clock while it ran and the relative
 error of the result against a reference of higher precision. A case that fails, or whose result is wrong, is a row whose
-``error`` says why; nothing else stops, and a case that never ends is given up. Rows are written as they come and cases already in the file
-are skipped, so an interrupted run is continued by the same command. A header of ``# key: value`` lines says where the
-numbers come from. Progress goes to stderr. Needs torch and numpy only; without a GPU the kernels are plain torch.
+``error`` says why; nothing else stops, and a case that never ends is given up. Rows are written as they come and cases
+already in the file are skipped, so an interrupted run is continued by the same command. A header of ``# key: value``
+lines says where the numbers come from. Progress goes to stderr. Needs torch and numpy only; without a GPU the kernels
+are plain torch.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import math
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -32,7 +31,7 @@ import torch
 
 from sextant.validate import duration, timer
 from sextant.validate.case_sets import case_set
-from sextant.validate.cases import CASE_COLUMNS, Case, case_key, read_cases
+from sextant.validate.cases import CASE_COLUMNS, Case, case_key, read_cases, select, smallest_of_each
 from sextant.validate.kernels import Target, prepare
 
 RESULT_COLUMNS = (
@@ -50,7 +49,7 @@ RESULT_COLUMNS = (
 )
 COLUMNS = CASE_COLUMNS + RESULT_COLUMNS
 #: Above this much memory kept by the allocator it is given back between cases.
-KEPT_BYTES = 40 * 2**30
+KEPT_BYTES = 90 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,37 +330,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def select(
-    cases: Sequence[Case], *, ops: str = "", every: int = 1, shard: str = "1/1", order: str = "listed"
-) -> list[Case]:
-    """Cases of the named operators, in the order named (no names: all, as they come), every n-th of each operator.
-
-    ``shard`` i/n takes every n-th of what is left, from the i-th on; order ``spread`` sorts by a hash of the case, so
-    that the first part of the list is a sample of all. Raises ``ValueError`` for a shard that is none.
-    """
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"shard: i/n with i from 1 to n, got {shard!r}")
-    wanted = [op.strip() for op in ops.split(",") if op.strip()] or list(dict.fromkeys(str(c["op"]) for c in cases))
-    chosen = [case for op in wanted for case in [c for c in cases if c["op"] == op][::every]]
-    if order == "spread":
-        chosen.sort(key=lambda case: hashlib.sha256("|".join(case_key(case)).encode()).digest())
-    return chosen[int(found[1]) - 1 :: int(found[2])]
-
-
-def smallest_of_each(cases: Sequence[Case]) -> list[Case]:
-    """One case of every kernel (operator, phase, format, direction, variant, tier), with the least of tokens and bytes."""
-
-    def size(case: Case) -> float:
-        return math.prod(float(value) for key, value in case.items() if isinstance(value, int) and value > 0)
-
-    found: dict[tuple[str, ...], Case] = {}
-    for case in sorted(cases, key=size):
-        kind = tuple(str(case.get(c, "")) for c in ("op", "phase", "format", "direction", "variant", "tier"))
-        found.setdefault(kind, case)
-    return list(found.values())
-
-
 def _cases_of(options: argparse.Namespace) -> list[Case]:
     path = Path(options.cases)
     cases = read_cases(path) if path.suffix == ".csv" else case_set(options.cases)
@@ -374,7 +342,7 @@ def _report(line: str) -> None:
 
 
 def _again(arguments: Sequence[str], options: argparse.Namespace, spent_s: float) -> None:
-    """Go on in a new process with the time that is left; a case that failed is not tried again, or it would never end."""
+    """Go on in a new process with the time that is left; failed cases are not tried again, or it would never end."""
     left = [argument for argument in arguments if argument != "--retry-failed"]
     if math.isfinite(options.max_seconds):
         left += ["--max-seconds", f"{max(0.0, options.max_seconds - spent_s):.0f}"]

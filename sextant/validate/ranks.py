@@ -1,7 +1,7 @@
 """Several processes that measure together, one GPU each: collectives through torch.distributed (nccl; gloo on the CPU).
 
-All processes go through the same cases in step; the first one writes the file. Where one fails alone, the others wait for
-the library's time limit and the run ends.
+All processes go through the same cases in step; the first one writes the file. Where one fails alone, the others wait
+for the library's time limit and the run ends.
 """
 
 from __future__ import annotations

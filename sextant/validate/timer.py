@@ -14,8 +14,8 @@ Four ways, named in the ``timing`` column of every measured row:
 ``host_sync``  As ``host``, where the host's own work is part of the call: the clock stops when the device has finished.
 
 What must be new for every sample (random rows of a table, say) is drawn by a call outside the timed region.
-Each way is a ``Sampler``; ``repeat`` asks it for samples until a budget of time is spent, and reports the median, the 10th
-and the 90th percentile.
+Each way is a ``Sampler``; ``repeat`` asks it for samples until a budget of time is spent, and reports the median, the
+10th and the 90th percentile.
 """
 
 from __future__ import annotations

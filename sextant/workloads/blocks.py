@@ -133,9 +133,7 @@ def embedding(model, shape: Shape) -> list[Op]:
 def engram_module(model, shape: Shape) -> list[Op]:
     """The n-gram memory in front of one layer: rows fetched, projected, gated, convolved, added to the residual."""
     place = shape.place("engram", "engram")
-    return engram.operators(
-        place, model, shape.n_tokens, shape.phase, shape.engram_tier, shape.n_devices, shape.recipe
-    )
+    return engram.operators(place, model, shape.n_tokens, shape.phase, shape.engram_tier, shape.n_devices, shape.recipe)
 
 
 def vision(model, shape: Shape) -> list[Op]:

@@ -11,7 +11,6 @@ from sextant.workloads.ops.convolution import Conv, Layer
 from sextant.workloads.ops.linear import linear
 from sextant.workloads.ops.memory import Place, moved, norm
 
-
 #: Edge of the depthwise kernels of ConvNeXt.
 _KERNEL = 7.0
 
@@ -104,8 +103,9 @@ class Codebook:
 class Flow:
     """A rectified flow on the latent of an autoencoder (JanusFlow): the language model predicts its velocity.
 
-    A step embeds the latent in patches of 2 x 2 through ConvNeXt blocks, runs image tokens and one token of time through
-    the language model, and goes back through as many wider blocks. The autoencoder (SDXL's) is another checkpoint.
+    A step embeds the latent in patches of 2 x 2 through ConvNeXt blocks, runs image tokens and one token of time
+    through the language model, and goes back through as many wider blocks. The autoencoder (SDXL's) is a checkpoint
+    of its own.
     """
 
     channels: float = 768.0
@@ -182,7 +182,7 @@ class Flow:
         return convolution.widest_bytes(self._decoder(), n_images)
 
     def _blocks(self, name: str, place: Place, n_rows: Num, width: Num, hidden_size: Num) -> list[Op]:
-        """ConvNeXt-v2 blocks: depthwise 7 x 7, norm, GELU between two products with response normalisation, modulated."""
+        """ConvNeXt-v2 blocks: depthwise 7 x 7, norm, two products around GELU and response norm, modulated by time."""
         m, each = n_rows * self.side**2, replace(place, count=place.count * self.blocks)
         size, inner = 2.0 * m * width, 2.0 * m * 4.0 * width
         ops = [convolution.depthwise(f"{name}_depthwise", each, n_rows, self.side, width, _KERNEL)]

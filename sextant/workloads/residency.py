@@ -8,7 +8,7 @@ from sextant.workloads.formats import Recipe, recipe
 from sextant.workloads.ops import engram, hyperconnection
 from sextant.workloads.parameters import has_streams, kv_bytes_per_token, layer_counts, layer_parameters
 from sextant.workloads.traffic import received_copies
-from sextant.workloads.transformer import image_rows, sequence_tokens
+from sextant.workloads.transformer import image_pixels, image_rows, sequence_tokens
 
 #: Pieces that tensor parallelism leaves whole on every device.
 _REPLICATED = ("norm", "router", "mtp_norm", "hyper_connection", "engram_gate")
@@ -143,7 +143,7 @@ def _residual_bytes(model, recompute: tuple[str, ...]) -> Num:
 def _image_bytes(model, plan: Plan, load: Load) -> Num:
     if model.vision is None:
         return 0.0
-    return model.vision.activation_bytes(plan.micro_batch * load.n_images, load.image_height, load.image_width)
+    return model.vision.activation_bytes(plan.micro_batch * load.n_images, *image_pixels(model, load))
 
 
 def cache_bytes(model, plan: Plan, load: Load) -> Num:

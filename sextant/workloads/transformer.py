@@ -106,7 +106,14 @@ def sequence_tokens(model: Transformer, load: Load) -> Num:
         return load.context_tokens
     if model.vision is None:
         raise InputError(f"load.phase: {model.name} has no image encoder; choose a phase of text")
-    return load.context_tokens + load.n_images * model.vision.n_tokens(load.image_height, load.image_width)
+    return load.context_tokens + load.n_images * model.vision.n_tokens(*image_pixels(model, load))
+
+
+def image_pixels(model: Transformer, load: Load) -> tuple[Num, Num]:
+    """Height and width at which the model's encoder looks at the images of a sequence."""
+    if model.vision is None:
+        return load.image_height, load.image_width
+    return model.vision.seen_pixels(load.n_images, load.image_height, load.image_width)
 
 
 def image_rows(load: Load) -> Num:
@@ -133,9 +140,10 @@ def _shape(model: Transformer, load: Load, plan: Plan) -> blocks.Shape:
     batch, seq, kv_len = sizes[load.phase]
     seen = load.phase in ("training", "image_understanding") and model.vision is not None
     phase = {"image_understanding": "prefill", "image_generation": _sampling_phase(model)}.get(load.phase, load.phase)
+    height, width = image_pixels(model, load)
     return shape_of(
-        model, plan, phase, batch, seq, kv_len, n_images=load.n_images if seen else 0.0,
-        image_height=load.image_height, image_width=load.image_width,
+        model, plan, phase, batch, seq, kv_len, n_images=load.n_images if seen else 0.0, image_height=height,
+        image_width=width,
     )  # fmt: skip
 
 

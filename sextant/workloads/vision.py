@@ -19,8 +19,8 @@ class Encoder:
     """A vision transformer on square images of ``image_size`` pixels (fields as in Hugging Face vision configs).
 
     ``pooling_head``: attention pooling that the checkpoint stores and nobody runs. With ``window_size`` attention stays
-    inside windows of so many patches a side, except in ``global_attn_indexes`` (counted from 0), positions are relative,
-    and a neck of ``output_channels`` follows, then stride-2 convolutions to ``downsample_channels`` (SAM).
+    inside windows of so many patches a side, except in ``global_attn_indexes`` (counted from 0), and positions are
+    relative; a neck of ``output_channels`` follows, then stride-2 convolutions to ``downsample_channels`` (SAM).
     """
 
     hidden_size: Num
@@ -52,9 +52,10 @@ class Encoder:
             total = total + width + 4.0 * (width * width + width) + 2.0 * width + 2.0 * width * inner + inner + width
         if self.output_channels:
             total = total + self._position_parameters() + 2.0 * convolution.parameters(self._neck())
-            # A second neck, behind the first global layer, joins the first with one learnt weight; two more norms of the
-            # tokens' width are stored and never run.
-            total = total + convolution.parameters(self._downsampling()) + 1.0 + 2.0 * 2.0 * self.downsample_channels[-1]
+            # A second neck, behind the first global layer, joins the first with one learnt weight; two more norms of
+            # the tokens' width are stored and never run.
+            norms = 2.0 * 2.0 * self.downsample_channels[-1]
+            total = total + convolution.parameters(self._downsampling()) + 1.0 + norms
         return total
 
     def operators(self, name: str, place: Place, n_images: Num) -> list[Op]:
@@ -108,9 +109,7 @@ class Encoder:
         channels, side = self.output_channels, 1.5 * self.side
         for wide in self.downsample_channels:
             side /= 2.0
-            layers.append(
-                Conv(in_channels=channels, out_channels=wide, kernel=3.0, side=side, stride=2.0, bias=False)
-            )
+            layers.append(Conv(in_channels=channels, out_channels=wide, kernel=3.0, side=side, stride=2.0, bias=False))
             channels = wide
         return layers
 
@@ -139,14 +138,16 @@ PROJECTORS = ("linear", "mlp", "split_mlp", "downsample_mlp")
 class Vision:
     """Encoders side by side on the same image, and the projector to the language model's width.
 
-    ``begin_tokens`` learnt embeddings stand before an image. With ``max_tiles`` an image becomes a grid of at most so many
-    tiles of the encoder's size and a thumbnail, every row of tokens ends in a separator, and one stands between the two.
+    ``begin_tokens`` learnt embeddings stand before an image. With ``max_tiles`` an image becomes a grid of at most so
+    many tiles of the encoder's size and a thumbnail; every row of tokens ends in a separator, and one stands between
+    the two. More than ``max_tiled_images`` in a sequence are one tile each.
     """
 
     encoders: Mapping[str, Encoder]
     projector: str = "mlp"
     begin_tokens: float = 0.0
     max_tiles: float = 0.0
+    max_tiled_images: float = 0.0
     source: Mapping[str, str] = field(default_factory=dict)
 
     def parameters(self, hidden_size: Num) -> dict[str, Num]:
@@ -163,8 +164,9 @@ class Vision:
         return pieces
 
     def n_tiles(self, height: Num, width: Num) -> tuple[Num, Num]:
-        """Rows and columns of tiles of an image, beside its thumbnail: the grid that keeps most of its pixels, and among
-        those the one that pads least (DeepSeek-VL2 arXiv:2412.10302 s2). (0, 0) without tiling."""
+        """Rows and columns of tiles of an image, beside its thumbnail: the grid that keeps most of its pixels, and
+        among those the one that pads least, as the published processor chooses (deepseek_vl2/models/
+        processing_deepseek_vl_v2.py). (0, 0) without tiling."""
         if not self.max_tiles:
             return 0.0, 0.0
         tile, most = self._first().image_size, int(self.max_tiles)
@@ -172,12 +174,19 @@ class Vision:
         scores: list[Num] = []
         for m, n in grids:
             scale = np.minimum(m * tile / height, n * tile / width)
-            kept = np.minimum(scale * height * scale * width, height * width)
-            # Kept pixels decide; between equals the smaller canvas. Rounding keeps equal ones equal.
-            scores.append(np.round(kept, 3) - m * n * 1e-5)
+            kept = np.minimum(np.floor(scale * height) * np.floor(scale * width), height * width)
+            # Kept pixels, whole numbers, decide; between equals the smaller canvas.
+            scores.append(kept - m * n * 1e-3)
         best = np.argmax(np.stack(np.broadcast_arrays(*scores)), axis=0)
         rows, columns = np.asarray(grids, dtype=float).T
         return rows[best], columns[best]
+
+    def seen_pixels(self, n_images: Num, height: Num, width: Num) -> tuple[Num, Num]:
+        """Height and width at which images are looked at, where a sequence holds ``n_images``."""
+        if not self.max_tiled_images:
+            return height, width
+        few, tile = np.asarray(n_images) <= self.max_tiled_images, self._first().image_size
+        return np.where(few, height, tile)[()], np.where(few, width, tile)[()]
 
     def n_tokens(self, height: Num, width: Num) -> Num:
         """Visual tokens of one image of that many pixels in the language model."""

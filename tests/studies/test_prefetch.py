@@ -38,7 +38,7 @@ def test_on_demand_every_fetch_is_waited_for():
 
 
 def test_ahead_of_time_only_what_does_not_arrive_is_waited_for():
-    """Between nothing and all of it, falling as the link gets faster, and gone where one layer hides the first fetch."""
+    """Between nothing and all of it, falling as the link gets faster."""
     rates = "axes.cluster.device.memories.host.bandwidth_bytes_per_s=[0.1 GB/s, 1 GB/s, 10 GB/s, 64 GB/s]"
     found = columns(*ON_HOST, "plan.prefetch=tokens", rates)
     exposed, fetch = found["exposed_fetch_s"], found["fetch_s"]

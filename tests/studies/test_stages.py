@@ -16,7 +16,9 @@ def test_every_part_lies_on_one_stage(name):
     scenario = question(name).scenario
     timed = training._timed(scenario)
     ((_, found),) = stages.layouts(scenario, timed, 1)
-    assert Counter(part for chunk in found.chunks for part in chunk) == {p: int(n) for p, n in timed.step.layers.items()}
+    assert Counter(part for chunk in found.chunks for part in chunk) == {
+        p: int(n) for p, n in timed.step.layers.items()
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINING if "janus" in name or "vl" in name])

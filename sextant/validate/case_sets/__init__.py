@@ -1,7 +1,8 @@
 """Named lists of kernel cases, the same on every machine: one per published system, their union and special ones.
 
 ``all`` is every system and the machine's own cases, each once: tokens from one to 32K, every operator that one GPU can
-run. ``machine`` is what belongs to no model, ``tile-kernels`` DeepSeek's own kernels, ``collectives-N`` those of N GPUs.
+run. ``machine`` is what belongs to no model, ``tile-kernels`` DeepSeek's own kernels, ``collectives-N`` those of N
+GPUs.
 """
 
 from __future__ import annotations

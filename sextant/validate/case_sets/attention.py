@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sextant.validate.cases import Case
 from sextant.validate.case_sets.systems import System
+from sextant.validate.cases import Case
 
-#: (sequences, tokens of each) of a prefill, and of a decode step with its cache; one sequence to many, 256 to 32K tokens.
+#: (sequences, tokens of each) of a prefill, and of a decode step with its cache: 256 to 32K tokens.
 PREFILL = (
     (1, 256), (1, 512), (16, 512), (1, 1024), (8, 1024), (1, 2048), (4, 2048), (1, 4096), (4, 4096), (1, 8192),
     (2, 16384), (1, 32768),
@@ -66,7 +66,7 @@ def encoder(system: System) -> Iterator[Case]:
 
 
 def latent(system: System) -> Iterator[Case]:
-    """Latent attention: expanded in a prefill (cuDNN), absorbed in a decode step (split-KV, some as batched products)."""
+    """Latent attention: expanded in a prefill (cuDNN), absorbed in a decode step (split-KV, some also bmm)."""
     ranks: Case = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
     for heads in system.latent_heads:
         for batch, length in PREFILL:

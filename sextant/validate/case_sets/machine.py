@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sextant.validate.cases import Case
 from sextant.validate.case_sets.systems import System
+from sextant.validate.cases import Case
 
 LOOKUPS = (16, 256, 2048, 16384, 131072, 1048576)
 #: Bytes of the tables: near the reach of caches and translation buffers, and far beyond it.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from sextant.validate.cases import Case
 from sextant.validate.case_sets.systems import System
+from sextant.validate.cases import Case
 
 #: Token counts from one to 32K; every site takes some of them, another choice for each, so that all are covered.
 TOKENS = (
-    1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 12288, 16384, 32768,
+    1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 12288, 16384,
+    32768,
 )  # fmt: skip
 TRAINING_TOKENS = 4096
 #: Outputs of a product stay below this many elements: no vocabulary for 32K tokens at once.
@@ -29,7 +30,7 @@ def spread(name: str, n: int, grid: tuple[int, ...] = TOKENS) -> list[int]:
 
 
 def gemm(system: System) -> Iterator[Case]:
-    """Every site in bf16 over eight token counts, in FP8 over four, in scaled blocks over two; gradients of training."""
+    """Every site over eight token counts in bf16, four in FP8, two in scaled blocks; gradients of training."""
     for n, k in dict.fromkeys(system.sites.values()):
         yield from _site(n, k, trained=system.trained, fp8=system.fp8)
     for n, k in system.expert_sites:

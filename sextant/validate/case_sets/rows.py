@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sextant.validate.cases import Case
 from sextant.validate.case_sets.products import spread
 from sextant.validate.case_sets.systems import System
+from sextant.validate.cases import Case
 
 TRAINING_TOKENS = (1024, 4096, 16384)
 STREAM_TOKENS = (1, 8, 64, 256, 1024, 4096, 8192, 16384)

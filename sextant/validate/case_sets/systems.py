@@ -1,8 +1,8 @@
 """The dimensions of the published systems that decide their kernels.
 
-As published: configurations and reports of DeepSeek-V3 and V2, DeepSeek-Coder (arXiv:2401.14196 Table 2), DeepSeek-VL and
-VL2, Janus-Pro and JanusFlow, Engram (arXiv:2601.07372 Table 5) and mHC (arXiv:2512.24880 App. A.1). What a report leaves
-out only adds a shape to measure.
+As published: configurations and reports of DeepSeek-V3 and V2, DeepSeek-Coder (arXiv:2401.14196 Table 2), DeepSeek-VL
+and VL2, Janus-Pro and JanusFlow, Engram (arXiv:2601.07372 Table 5) and mHC (arXiv:2512.24880 App. A.1). What a report
+leaves out only adds a shape to measure.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def rotated(
     checked: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple,
     tolerance: float = 1e-2,
 ) -> Prepared:
-    """Prepare a function of tensors: ``fused`` where Triton runs, else ``eager``; ``reference`` (else ``eager``) checks.
+    """Prepare a function of tensors: ``fused`` where Triton runs, else ``eager``; ``reference`` (or ``eager``) checks.
 
     ``inputs`` draws one set; all three take a set; ``checked`` picks what of the outputs has the reference's shapes.
     """

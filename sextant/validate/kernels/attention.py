@@ -1,9 +1,10 @@
 """Scaled dot-product attention of torch, forward and backward, with one back end allowed at a time.
 
 ``phase`` prefill is causal (``causal`` 1), encoder is not, decode has one query token (``q_len`` 1) that sees the whole
-cache. ``variant`` names the back end: cudnn or flash; for decode also splitkv, this package's Triton kernels. Only that one is enabled, and the autograd node of the result must carry
-its name, so a silent substitute cannot be measured. Queries, keys and values lie in memory as [batch, tokens,
-heads, head_dim], as projections leave them. The backward pass is autograd's, with the graph of the forward pass kept.
+cache. ``variant`` names the back end: cudnn or flash; for decode also splitkv, this package's Triton kernels. Only that
+one is enabled, and the autograd node of the result must carry its name, so a silent substitute cannot be measured.
+Queries, keys and values lie in memory as [batch, tokens, heads, head_dim], as projections leave them. The backward pass
+is autograd's, with the graph of the forward pass kept.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ def build_attention(case: Case, target: Target) -> Prepared:
             return _forward(q, k, v, causal=causal)
 
     def check() -> float:
-        *leaves, out = graph_of(q, k, v)
+        # one query token has no backward pass to ask who made it
+        *leaves, out = graph_of(q, k, v) if q.shape[2] > 1 else (q, k, v, forward(q, k, v))
         grads = torch.autograd.grad(out, leaves, do) if backward else ()
         expected = reference_tail(q, k, v, do, causal=causal)
         n, group = expected["out"].shape[1], expected["out"].shape[0]

@@ -1,7 +1,7 @@
 """Collectives among the processes that measure together: all_reduce, all_gather, reduce_scatter, all_to_all.
 
-``message_elements`` counts the larger buffer of one process (all_gather's result, reduce_scatter's input). NCCL on GPUs,
-gloo on the CPU. A sample is the time of several calls in a row on the slowest process.
+``message_elements`` counts the larger buffer of one process (all_gather's result, reduce_scatter's input). NCCL on
+GPUs, gloo on the CPU. A sample is the time of several calls in a row on the slowest process.
 """
 
 from __future__ import annotations

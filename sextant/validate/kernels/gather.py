@@ -26,9 +26,9 @@ CHUNK, MAX_BUFFERS = 2**27, 16
 N_CHECKED = 4096
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _table(tier: str, n_elements: int, device: str) -> Tensor:
-    """Random bf16 values, drawn on the device: pinned host memory (tier host, on a machine with a GPU) or device memory."""
+    """Random bf16 values, drawn on the device; tier host on a machine with a GPU: in pinned host memory."""
     host = tier == "host" and device == "cuda"
     table = (
         torch.empty(n_elements, dtype=BF16, pin_memory=True)
@@ -82,7 +82,7 @@ def _by_kernel(
 def _by_cpu(
     table: Tensor, lookups: int, target: Target
 ) -> tuple[list[timer.Call], timer.Call, list[Tensor], list[Tensor]]:
-    """As ``_by_kernel``: the CPU gathers into a pinned buffer, the copy engine takes it to the device, the host waits."""
+    """As ``_by_kernel``: the CPU gathers into a pinned buffer, the copy engine moves it, the host waits."""
     dim = table.shape[1]
     index = torch.zeros(lookups, dtype=torch.int32)
     buffer = torch.empty((lookups, dim), dtype=BF16, pin_memory=target.cuda)

@@ -1,10 +1,10 @@
 """Multi-head latent attention: the expanded core of a prefill, and the absorbed core of a decode step.
 
-``prefill``  keys and values expanded: heads of qk_nope_head_dim + qk_rope_head_dim against values of v_head_dim, causal;
-             cuDNN through torch (the flash back end of torch refuses unequal dimensions). Forward and backward.
-``decode``   one query token against latent rows of kv_lora_rank + qk_rope_head_dim, the key's projection absorbed in the
-             query. ``variant`` splitkv: this package's Triton kernels (a part per program, then a join). Variant bmm:
-             batched products of cuBLAS with a softmax in between, as a plain implementation has it.
+``prefill``  keys and values expanded: heads of qk_nope_head_dim + qk_rope_head_dim, values of v_head_dim, causal; cuDNN
+             through torch (the flash back end of torch refuses unequal dimensions). Forward and backward.
+``decode``   one query token against latent rows of kv_lora_rank + qk_rope_head_dim, the key's projection absorbed in
+             the query. ``variant`` splitkv: this package's Triton kernels (a part per program, then a join). Variant
+             bmm: batched products of cuBLAS with a softmax in between, as a plain implementation has it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The routed experts of one device in one layer: index, permutation, both grouped products, SwiGLU, weighted sum.
 
 Columns: n_tokens (of the whole expert-parallel group), hidden, expert_ffn, top_k, n_experts, expert_parallel, routing.
-A device holds n_experts / expert_parallel experts; its pairs of token and expert are those that ``routing`` sends there:
+A device holds n_experts / expert_parallel experts; its pairs of token and expert are those that ``routing`` sends
+there:
 ``balanced`` (each expert as many, to one) or ``power_law_A`` (experts drawn with rank^-A). ``variant`` layer adds the
 router: its product, softmax and selection, whose ids are then replaced so that the load stays the stated one.
 """
@@ -19,7 +20,7 @@ from sextant.validate.kernels import CPU_LIBRARY, Case, Prepared, Target, requir
 from sextant.validate.kernels.routing import index
 
 BF16 = torch.bfloat16
-N_CHECKED = 32
+N_CHECKED = 8
 
 
 def local_experts(n_tokens: int, n_experts: int, n_local: int, top_k: int, routing: str, target: Target) -> Tensor:
@@ -114,7 +115,9 @@ def _prepared(
         return _experts(x, ids, weight, up, down, per_token=per_token, target=target)
 
     first = inputs()
-    n_sets = min(8, target.n_sets(2.0 * (up.numel() + down.numel()) + 4.0 * first[0].numel()))
+    # few tokens take few experts: other ones for every set, or the cache would hold them
+    used = min(n_local, first[1].numel()) / n_local
+    n_sets = min(16, target.n_sets(2.0 * used * (up.numel() + down.numel()) + 4.0 * first[0].numel()))
     return [first, *(inputs() for _ in range(n_sets - 1))], run, (up, down, gate), per_token
 
 

@@ -1,4 +1,4 @@
-"""Kernels over residual streams: ``mhc_pre``, ``mhc_post``, ``sinkhorn`` (arXiv:2512.24880), ``engram_gate`` (2601.07372).
+"""Kernels over residual streams: ``mhc_pre``, ``mhc_post``, ``sinkhorn`` of mHC, ``engram_gate`` of Engram.
 
 By default this package's fused Triton kernels run; ``variant`` tile_kernels runs DeepSeek's own (package tile-kernels)
 where it is installed. Both compute what the reference below does, in float64. ``mhc_pre`` is the mappings' product with
@@ -16,6 +16,7 @@ from torch import Tensor
 from sextant.validate.kernels import Case, Prepared, Target, rotated, sizes
 
 BF16, FP32 = torch.bfloat16, torch.float32
+Fused = Callable[..., Sequence[Tensor]]
 EPS = 1e-6
 #: Floor of the magnitude under the gate's root.
 CLAMP = 1e-6
@@ -25,7 +26,7 @@ N_CHECKED = 512
 
 
 def projected(m: Tensor, n_iterations: int, eps: float = EPS) -> Tensor:
-    """Sinkhorn's projection of m [..., n, n]: softmax of rows, columns, then rows and columns n_iterations - 1 times."""
+    """Sinkhorn's projection of m [..., n, n]: softmax of rows, columns, then both n_iterations - 1 times."""
     m = m.softmax(-1) + eps
     m = m / (m.sum(-2, keepdim=True) + eps)
     for _ in range(n_iterations - 1):
@@ -35,7 +36,7 @@ def projected(m: Tensor, n_iterations: int, eps: float = EPS) -> Tensor:
 
 
 def mixed_in(x: Tensor, w: Tensor, scale: Tensor, base: Tensor, *, n_iterations: int) -> tuple[Tensor, ...]:
-    """Reference of ``mhc_pre``: layer input, H_post, H_res of x [tokens, n, hidden], weights w [n^2 + 2 n, n hidden]."""
+    """Reference of ``mhc_pre``: layer input, H_post, H_res of x [tokens, n, hidden]; w [n^2 + 2 n, n hidden]."""
     n = x.shape[1]
     x, w, scale, base = x.double(), w.double(), scale.double(), base.double()
     flat = x.flatten(1)
@@ -134,13 +135,15 @@ def build_mhc_pre(case: Case, target: Target) -> Prepared:
     n_tokens, hidden, n, iterations = sizes(case, "n_tokens", "hidden", "n_streams", "sinkhorn_iters")
     n_maps = n * (n + 2)
     code = _ours(case, target)
-    fused = partial(code.mhc_pre, n_iterations=iterations, eps=EPS, n_sms=target.n_sms) if code else None
+    fused: Fused | None = partial(code.mhc_pre, n_iterations=iterations, eps=EPS, n_sms=target.n_sms) if code else None
     if _theirs(case, target):
         from tile_kernels.modeling.mhc.ops import mhc_pre_big_fuse  # type: ignore[import-not-found]
 
-        def fused(x: Tensor, w: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor, ...]:
+        def theirs(x: Tensor, w: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor, ...]:
             post, res, y = mhc_pre_big_fuse(x, w, scale, base, EPS, EPS, EPS, 2.0, iterations)
             return y, post.squeeze(-1), res
+
+        fused = theirs
 
     weights = _randn(target, n_maps, n * hidden, dtype=FP32) * (n * hidden) ** -0.5
     scale, base = (_randn(target, size, dtype=FP32) for size in (3, n_maps))
@@ -160,13 +163,15 @@ def build_mhc_post(case: Case, target: Target) -> Prepared:
     """The layer's output and the residual's streams mixed to the new residual; one kernel."""
     n_tokens, hidden, n = sizes(case, "n_tokens", "hidden", "n_streams")
     code = _ours(case, target)
-    fused = code.mhc_post if code else None
+    fused: Fused | None = code.mhc_post if code else None
     if _theirs(case, target):
         from tile_kernels.modeling.mhc.ops import mhc_post_fwd  # type: ignore[import-not-found]
 
-        def fused(f: Tensor, x: Tensor, post: Tensor, res: Tensor) -> tuple[Tensor]:
+        def theirs(f: Tensor, x: Tensor, post: Tensor, res: Tensor) -> tuple[Tensor]:
             sized = (tensor.unsqueeze(0) for tensor in (f, x, post.unsqueeze(-1), res))
             return (mhc_post_fwd(*sized, None).squeeze(0),)
+
+        fused = theirs
 
     def inputs() -> tuple[Tensor, ...]:
         res = torch.rand((n_tokens, n, n), device=target.device)
@@ -189,12 +194,14 @@ def build_sinkhorn(case: Case, target: Target) -> Prepared:
     """The projection of one fp32 matrix per token; one kernel."""
     n_tokens, n, iterations = sizes(case, "n_tokens", "n_streams", "sinkhorn_iters")
     code = _ours(case, target)
-    fused = partial(code.sinkhorn, n_iterations=iterations, eps=EPS) if code else None
+    fused: Fused | None = partial(code.sinkhorn, n_iterations=iterations, eps=EPS) if code else None
     if _theirs(case, target):
         from tile_kernels.modeling.mhc.ops import sinkhorn_normalize  # type: ignore[import-not-found]
 
-        def fused(m: Tensor) -> tuple[Tensor]:
+        def theirs(m: Tensor) -> tuple[Tensor]:
             return (sinkhorn_normalize(m, iterations, EPS),)
+
+        fused = theirs
 
     size = 4.0 * n_tokens * n * n
     return _prepared(
@@ -213,12 +220,14 @@ def build_engram_gate(case: Case, target: Target) -> Prepared:
     """Streams plus the gated value; keys per stream, one value per token; one kernel."""
     n_tokens, hidden, n = sizes(case, "n_tokens", "hidden", "n_streams")
     code = _ours(case, target)
-    fused = partial(code.engram_gate, eps=EPS, clamp=CLAMP) if code else None
+    fused: Fused | None = partial(code.engram_gate, eps=EPS, clamp=CLAMP) if code else None
     if _theirs(case, target):
         from tile_kernels.engram import engram_gate_fwd  # type: ignore[import-not-found]
 
-        def fused(x: Tensor, k: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor]:
+        def theirs(x: Tensor, k: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor]:
             return (engram_gate_fwd(x, k, v, w, EPS, CLAMP, False)[0],)
+
+        fused = theirs
 
     weights = _randn(target, n, hidden, dtype=FP32)
     wide = 2.0 * n_tokens * n * hidden

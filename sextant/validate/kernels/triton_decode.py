@@ -50,7 +50,7 @@ def _grouped_part(
         p = tl.exp2(scores - above[:, None])
         shrink = tl.exp2(largest - above)
         v = tl.load(v_base + at[:, None] * v_token + v_cols[None, :], mask=valid[:, None], other=0.0)
-        acc = acc * shrink[:, None] + tl.dot(p.to(tl.bfloat16), v)
+        acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v)
         total = total * shrink + tl.sum(p, 1)
         largest = above
     row = head * n_parts + part
@@ -90,7 +90,7 @@ def _latent_part(
         above = tl.maximum(largest, tl.max(scores, 1))
         p = tl.exp2(scores - above[:, None])
         shrink = tl.exp2(largest - above)
-        acc = tl.dot(p.to(tl.bfloat16), c, acc * shrink[:, None])
+        acc = tl.dot(p.to(c.dtype), c, acc * shrink[:, None])
         total = total * shrink + tl.sum(p, 1)
         largest = above
     row = head * n_parts + part
@@ -111,7 +111,7 @@ def _join(part_ptr, lse_ptr, out_ptr, n_parts, WIDTH: tl.constexpr):
         acc = acc * shrink + weight * tl.load(part_ptr + (row * n_parts + i) * WIDTH + cols)
         total = total * shrink + weight
         largest = above
-    tl.store(out_ptr + row * WIDTH + cols, (acc / total).to(tl.bfloat16))
+    tl.store(out_ptr + row * WIDTH + cols, (acc / total).to(out_ptr.dtype.element_ty))
 
 
 def parts(n_programs: int, kv_len: int, n_sms: int, step: int) -> tuple[int, int]:
@@ -127,7 +127,7 @@ def _joined(part: Tensor, lse: Tensor, out: Tensor, n_parts: int) -> tuple[Tenso
 
 
 def grouped(q: Tensor, k: Tensor, v: Tensor, *, n_sms: int) -> tuple[Tensor]:
-    """One query token: q [batch, heads, 1, head_dim], k and v [batch, kv_heads, tokens, dim], any strides but the last."""
+    """One query token: q [batch, heads, 1, head_dim]; k and v [batch, kv_heads, tokens, dim], dim innermost."""
     batch, heads, _, head_dim = q.shape
     kv_heads, kv_len, v_dim = k.shape[1], k.shape[2], v.shape[3]
     group = heads // kv_heads
@@ -145,7 +145,7 @@ def grouped(q: Tensor, k: Tensor, v: Tensor, *, n_sms: int) -> tuple[Tensor]:
 
 
 def latent(q: Tensor, cache: Tensor, *, rank: int, scale: float, n_sms: int) -> tuple[Tensor]:
-    """Absorbed MLA: q [batch, heads, rank + rope] against cache [batch, tokens, rank + rope]; out [batch, heads, rank]."""
+    """Absorbed MLA: q [batch, heads, rank + rope], cache [batch, tokens, rank + rope]; out [batch, heads, rank]."""
     batch, heads, width = q.shape
     kv_len = cache.shape[1]
     block = 64 if heads >= 64 else 16

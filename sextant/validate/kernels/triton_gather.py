@@ -4,7 +4,6 @@
 # (a jitted function is launched by subscripting it with its grid)
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

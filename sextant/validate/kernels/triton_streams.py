@@ -66,7 +66,7 @@ def _mix_in(
     res = tl.zeros([N, N], dtype=tl.float32)
     square = 0.0
     for i in range(n_parts):
-        row = i.to(tl.int64) * n_tokens + token
+        row = i * n_tokens + token
         base = part_ptr + row * BLOCK_P
         pre += tl.load(base + stream)
         post += tl.load(base + N + stream)

@@ -1,7 +1,7 @@
 """DeepSeek-VL, 1.3 B and 7 B: a dense language model that sees 576 tokens per image.
 
-1.3B looks at 384 pixels (SigLIP-L), 7B also at 1,024 (SAM-B). Both models, Janus and Janus-Pro share the language models
-of DeepSeek-LLM's family and SigLIP-L.
+1.3B looks at 384 pixels (SigLIP-L), 7B also at 1,024 (SAM-B). Both models, Janus and Janus-Pro share SigLIP-L and the
+language models of DeepSeek-LLM's family.
 """
 
 from dataclasses import replace
@@ -39,8 +39,8 @@ MODEL_1_3B = Transformer(
     vision=Vision(encoders={"siglip": SIGLIP_L}, projector="mlp", source=_SIGLIP_SOURCE),
     official={"checkpoint_bytes": 3.95e9},
     source={
-        "": "unconfirmed: 24 layers, width 2048, 16 heads, inner width 5632, vocabulary 102400 as Janus-Pro-1B; they give "
-        "the published file size to its last digit",
+        "": "unconfirmed: 24 layers, width 2048, 16 heads, inner width 5632, vocabulary 102400 as Janus-Pro-1B; they "
+        "give the published file size to its last digit",
         "official.checkpoint_bytes": "huggingface.co/deepseek-ai/deepseek-vl-1.3b-base, sizes of the files, 16 bits",
     },
 )

@@ -23,10 +23,12 @@ _VISION = Vision(
     encoders={"siglip": SO400M},
     projector="downsample_mlp",
     max_tiles=9.0,
+    max_tiled_images=2.0,
     source={
         "encoders.siglip": f"SigLIP-SO400M-384: {_PAPER} s2; deepseek-ai/Janus siglip_vit.py",
         "projector": "deepseek-ai/DeepSeek-VL2 modeling_deepseek_vl_v2.py",
         "max_tiles": f"{_PAPER} s2; tiling is off for more than two images",
+        "max_tiled_images": f"{_PAPER} s2",
     },
 )
 

@@ -27,8 +27,8 @@ MODELS = (
         ),
         official={"checkpoint_bytes": 4.09e9},
         source={
-            "": "unconfirmed: the language model of DeepSeek-LLM 1.3B as in Janus; it gives the published file size to its "
-            "last digit",
+            "": "unconfirmed: the language model of DeepSeek-LLM 1.3B as in Janus; it gives the published file size to "
+            "its last digit",
             "official.checkpoint_bytes": "huggingface.co/deepseek-ai/JanusFlow-1.3B, sizes of the files, 16 bits",
         },
     ),

@@ -32,8 +32,8 @@ def mlp(name: str, place: Place, n_tokens: Num, n_in: Num, n_inner: Num, n_out: 
 def layer(
     name: str, place: Place, n_sequences: Num, seq: Num, width: Num, heads: Num, inner: Num, window: Num = 0.0
 ) -> list[Op]:
-    """One layer over ``n_sequences`` of ``seq`` patches; with ``window`` attention stays inside squares of so many patches
-    a side, to which the image is padded, and positions are relative."""
+    """One layer over ``n_sequences`` of ``seq`` patches; with ``window`` attention stays inside squares of so many
+    patches a side, to which the image is padded."""
     m = n_sequences * seq
     side = seq**0.5
     squares, span = (-(-side // window)) ** 2 if window else 1.0, window or side
