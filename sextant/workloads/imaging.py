@@ -9,7 +9,7 @@ import numpy as np
 from sextant.simulator.types import Load, Num, Plan, Step
 from sextant.workloads.blocks import Shape
 from sextant.workloads.ops.memory import Place
-from sextant.workloads.transformer import Transformer, build, image_rows, shape_of
+from sextant.workloads.transformer import Transformer, build, generator_of, image_rows, shape_of
 
 #: The context of an autoregressive image grows with every token; this many contexts stand for all of them.
 _CONTEXTS = 8
@@ -31,10 +31,10 @@ def passes(model: Transformer, load: Load, plan: Plan) -> tuple[Pass, ...]:
     stand for it), the decoder once. Flow: every sampling step runs prompt and image tokens, as the published code does
     (its cache of the prompt stays empty), then the decoder. InputError where the model makes no images.
     """
-    sampling = model.step(load, plan)
+    generator, sampling = generator_of(model), model.step(load, plan)
     steps = n_steps(model, load)
     found: list[Pass] = []
-    if model.generation.kind == "autoregressive":
+    if generator.kind == "autoregressive":
         rows = image_rows(load)
         prompt = shape_of(model, plan, "prefill", rows, load.context_tokens, load.context_tokens)
         found.append(Pass(name="prompt", step=_prompt(model, prompt), repeats=1.0))
@@ -45,14 +45,14 @@ def passes(model: Transformer, load: Load, plan: Plan) -> tuple[Pass, ...]:
     else:
         found.append(Pass(name="sampling", step=sampling, repeats=steps))
     place = Place(part="pixels", block="generation")
-    pixels = tuple(model.generation.decode_operators(place, load.batch))
+    pixels = tuple(generator.decode_operators(place, load.batch))
     step = Step(phase=load.phase, ops=pixels, n_tokens=0.0 * load.batch, layers={"pixels": 1.0})
     return (*found, Pass(name="pixels", step=step, repeats=1.0))
 
 
 def n_steps(model: Transformer, load: Load) -> Num:
     """Sampling steps of an image: ``load.n_steps``, or the published number where that is 0."""
-    return np.where(np.asarray(load.n_steps) > 0, load.n_steps, model.generation.n_steps)[()]
+    return np.where(np.asarray(load.n_steps) > 0, load.n_steps, generator_of(model).n_steps)[()]
 
 
 def _prompt(model: Transformer, shape: Shape) -> Step:

@@ -116,6 +116,13 @@ def image_pixels(model: Transformer, load: Load) -> tuple[Num, Num]:
     return model.vision.seen_pixels(load.n_images, load.image_height, load.image_width)
 
 
+def generator_of(model: Transformer) -> Generation:
+    """The model's image generator; InputError where it has none."""
+    if model.generation is None:
+        raise InputError(f"load.phase: {model.name} has no image generator; choose another phase")
+    return model.generation
+
+
 def image_rows(load: Load) -> Num:
     """Sequences in the batch of an image generator: guidance runs each image with and without its prompt."""
     return load.batch * (2.0 if load.guidance else 1.0)
@@ -168,9 +175,8 @@ def _sampling_size(model: Transformer, load: Load) -> tuple[Num, Num, Num]:
     """Rows, new tokens and visible tokens of a sampling step; of an autoregressive one half-way through the image."""
     if load.phase != "image_generation":
         return 0.0, 0.0, 0.0
-    if model.generation is None:
-        raise InputError(f"load.phase: {model.name} has no image generator; choose another phase")
-    rows, tokens = image_rows(load), model.generation.n_tokens
-    if model.generation.kind == "autoregressive":
+    generator = generator_of(model)
+    rows, tokens = image_rows(load), generator.n_tokens
+    if generator.kind == "autoregressive":
         return rows, 1.0, load.context_tokens + tokens / 2.0
     return rows, load.context_tokens + tokens, load.context_tokens + tokens
