@@ -11,7 +11,7 @@ from sextant.simulator.types import Num, Op
 from sextant.workloads.ops import convolution, encoder
 from sextant.workloads.ops.convolution import Conv, Layer, Norm
 from sextant.workloads.ops.linear import linear
-from sextant.workloads.ops.memory import Place, moved
+from sextant.workloads.ops.memory import Place, moved, norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +59,20 @@ class Encoder:
         return total
 
     def operators(self, name: str, place: Place, n_images: Num) -> list[Op]:
-        """Patches, layers, and what follows them."""
+        """Patches, layers, and what follows them. Pixels need no gradient."""
         width, seq = self.hidden_size, self.side**2
-        ops = linear(f"{name}_patches", place, n_images * seq, width, 3.0 * self.patch_size**2, encoder.BF16)
+        m = n_images * seq
+        ops = linear(f"{name}_patches", place, m, width, 3.0 * self.patch_size**2, encoder.BF16)
+        ops = [op for op in ops if op.phase != "backward_input"]
+        ops.append(moved(f"{name}_positions", place, 2.0 * m * width, 2.0 * m * width, sharded=()))
         n_global = float(len(self.global_attn_indexes)) if self.window_size else self.num_hidden_layers
         shape = (n_images, seq, width, self.num_attention_heads, self.intermediate_size)
         whole = replace(place, count=n_global)
         ops += encoder.layer(f"{name}", whole, *shape)
         if self.window_size:
             ops += self._windowed(name, place, whole, n_images, shape)
+        else:
+            ops += norm(f"{name}_last_norm", place, m, width)
         if self.output_channels:
             ops += self._after(name, place, n_images)
         return ops
@@ -91,9 +96,14 @@ class Encoder:
         ops = convolution.operators(f"{name}_neck", place, self._neck(), both)
         read, write = 2.0 * both * self.side**2 * channels, 2.0 * both * half**2 * channels
         ops.append(moved(f"{name}_resize", place, read, write, sharded=()))
+        if place.training:
+            ops.append(moved(f"{name}_resize_backward", place, write, read, "backward_input", ()))
         ops += convolution.operators(f"{name}_downsample", place, self._downsampling(), both)
         size = 2.0 * n_images * (half / 4.0) ** 2 * self.downsample_channels[-1]
-        return [*ops, moved(f"{name}_join", place, 2.0 * size, size, sharded=())]
+        ops.append(moved(f"{name}_join", place, 2.0 * size, size, sharded=()))
+        if place.training:
+            ops.append(moved(f"{name}_join_backward", place, size, size, "backward_input", ()))
+        return ops
 
     def _neck(self) -> list[Layer]:
         wide, channels, side = float(self.hidden_size), self.output_channels, self.side
@@ -121,9 +131,12 @@ class Encoder:
         return 2.0 * head_dim * (windowed + n_global * (2.0 * self.side - 1.0))
 
     def kept_bytes(self, n_images: Num) -> Num:
-        """Activations of all layers that training keeps."""
-        tokens = n_images * self.side**2
-        return self.num_hidden_layers * encoder.kept_bytes(tokens, self.hidden_size, self.intermediate_size)
+        """Activations of all layers that training keeps; windows pad them. A neck adds a hundredth, not counted."""
+        width, inner, tokens = self.hidden_size, self.intermediate_size, n_images * self.side**2
+        n_global = float(len(self.global_attn_indexes)) if self.window_size else self.num_hidden_layers
+        padded = n_images * encoder.n_windows(self.side, self.window_size) * self.window_size**2
+        windowed = (self.num_hidden_layers - n_global) * encoder.kept_bytes(tokens, padded, width, inner)
+        return n_global * encoder.kept_bytes(tokens, tokens, width, inner) + windowed
 
     def working_bytes(self, n_images: Num) -> Num:
         """Largest working set of a layer."""
@@ -210,7 +223,10 @@ class Vision:
             return ops + linear("projector", place, m, h, wide, encoder.BF16)
         if self.projector == "downsample_mlp":
             wide = 4.0 * wide
-            ops.append(moved("projector_gather", place, 2.0 * m * wide, 2.0 * m * wide, sharded=()))
+            size = 2.0 * m * wide
+            ops.append(moved("projector_gather", place, size, size, sharded=()))
+            if place.training:
+                ops.append(moved("projector_gather_backward", place, size, size, "backward_input", ()))
         if self.projector != "split_mlp":
             return ops + encoder.mlp("projector", place, m, wide, h, h)
         share = h / len(self.encoders)
@@ -220,7 +236,8 @@ class Vision:
         return ops + linear("projector_down", place, m, h, h, encoder.BF16)
 
     def activation_bytes(self, n_images: Num, height: Num, width: Num) -> Num:
-        """What training keeps of ``n_images`` until the backward pass."""
+        """What training keeps of ``n_images`` until the backward pass, in the encoders; the projector's share is under
+        a hundredth and not counted."""
         n = n_images * self.n_encoded(height, width)
         return sum((each.kept_bytes(n) for each in self.encoders.values()), 0.0)
 

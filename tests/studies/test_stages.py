@@ -25,5 +25,5 @@ def test_every_part_lies_on_one_stage(name):
 def test_images_in_a_sequence_take_time_and_memory(name):
     """The encoder runs on the stage of the first layer; pixels cost, the language model's tokens stay as many."""
     fewer, more = (answer(question(name, [f"load.n_images={n}"])).columns for n in (1, 2))
-    assert (more["step_time_s"] > 1.01 * fewer["step_time_s"]).all()
+    assert (more["step_time_s"] > 1.003 * fewer["step_time_s"]).all()
     assert (more["hbm_bytes"] > fewer["hbm_bytes"]).all()

@@ -1,5 +1,6 @@
 """A dense 2-D convolution as an implicit matrix product: m = n_images x height x width (of the output),
-n = out_channels, k = in_channels x kernel^2.
+n = out_channels, k = in_channels x kernel^2. Its gradients are the products of the same three numbers in other places,
+as those of a linear layer: m x k x n for the input, n x k x m for the weights.
 
 Shape: n_images, height, width, in_channels, out_channels, kernel, stride. Variants: "" forward; ``dgrad`` and ``wgrad``
 its gradients, which need as many FLOPs and move the same three tensors; ``depthwise``: a channel sees itself alone
@@ -37,11 +38,15 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         return _depthwise(op, cluster)
     fit = product_fit(cluster.device, "gemm", op.format, "")
     m, n, k = _product(op.shape, op.variant)
-    read = _input_elements(op.shape)
+    size, read, weights, written = BYTES[op.format], _input_elements(op.shape), n * k, m * n
+    # Operands that are activations, other operands, and the result.
+    tensors = {"": (read, weights, written), "dgrad": (written, weights, read), "wgrad": (read + written, 0.0, weights)}
+    places = {"": (m, n, k), "dgrad": (m, k, n), "wgrad": (n, k, m)}
+    (rows, columns, depth), (x, other, result) = places[op.variant], tensors[op.variant]
     product = Product(
-        rows=m, rows_per_group=m, n=n, k=k, row_tiles=lambda height: np.ceil(m / height),
-        operand_bytes=BYTES[op.format] * (read + n * k), x_bytes=BYTES[op.format] * read,
-        output_bytes=BYTES[op.format] * m * n, flops=2.0 * m * n * k, format=op.format, old_bytes=0.0,
+        rows=rows, rows_per_group=rows, n=columns, k=depth, row_tiles=lambda height: np.ceil(rows / height),
+        operand_bytes=size * (x + other), x_bytes=size * x, output_bytes=size * result, flops=2.0 * m * n * k,
+        format=op.format,
     )  # fmt: skip
     seconds = product_seconds(product, fit.coefficients, cluster.device, converts=False)
     return Estimate(

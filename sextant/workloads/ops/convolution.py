@@ -57,14 +57,21 @@ class Norm:
         return 2.0 * self.channels
 
     def operators(self, name: str, place: Place, n_images: Num) -> list[Op]:
-        """Statistics over all pixels need a pass of their own: two reads, one write."""
-        elements = n_images * self.side**2 * self.channels
-        return [moved(name, place, 4.0 * elements, 2.0 * elements, sharded=())]
+        """Statistics over all pixels need a pass of their own: two reads, one write. Backward: the sums of its
+        gradients are a pass too, over input and gradient."""
+        size = 2.0 * n_images * self.side**2 * self.channels
+        ops = [moved(name, place, 2.0 * size, size, sharded=())]
+        if place.training:
+            ops.append(moved(f"{name}_backward", place, 4.0 * size, size, "backward_input", (), "norm_backward"))
+        return ops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
-    """Self-attention of one head over all pixels: norm, four 1 x 1 convolutions, two products and a softmax."""
+    """Self-attention of one head over all pixels: norm, four 1 x 1 convolutions, two products and a softmax.
+
+    Part of decoders that make pixels, which only run forward: it has no operators of a backward pass.
+    """
 
     channels: float
     side: float
@@ -173,9 +180,10 @@ def depthwise(name: str, place: Place, n_images: Num, side: Num, channels: Num, 
 
 
 def widest_bytes(layers: Sequence[Layer], n_images: Num) -> Num:
-    """The largest input and output of one layer together, in BF16: what the network works in."""
+    """What the network works in, in BF16: the largest tensor three times over, as a residual block holds its shortcut,
+    the input of a convolution and its output."""
     pixels = max(layer.side**2 * _width(layer) for layer in layers)
-    return 2.0 * 2.0 * n_images * pixels
+    return 3.0 * 2.0 * n_images * pixels
 
 
 def _width(layer: Layer) -> float:
