@@ -5,13 +5,15 @@ python -m sextant.studies.readme README.md docs/figures
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sextant import hwmodels
-from sextant.studies import answer, figures, judged, metrics, report
+from sextant.studies import answer, card_figure, figures, judged, metrics, model_card, report
 from sextant.studies.files import folder, replacing
 from sextant.workloads import models
 from sextant.workloads.transformer import Transformer
@@ -36,6 +38,9 @@ _ROWS = {
     "training_flops.qwen_72b.training_flops_per_token": "Qwen 72B, the same (published below 6 per weight)",
     "kv_cache.deepseek_v3.kv_bytes_per_token": "DeepSeek-V3, KV cache per token",
 }
+
+#: The model whose card the README shows.
+_CARD = "engram-27b"
 
 #: Kernel fits that the README lists, by the GPU whose kernels they were fitted to.
 _FITS = ("h100", "h200")
@@ -70,6 +75,10 @@ def _draw(place: Path) -> None:
         for kind in ("png", "svg"):
             figures.save_figure(figure, place / f"deepseek_v3_step.{kind}")
         plt.close(figure)
+    with tempfile.TemporaryDirectory() as drawn:
+        card_figure.draw(model_card.card(_CARD), Path(drawn))
+        for kind in ("png", "svg"):
+            shutil.copyfile(Path(drawn) / f"model.{kind}", place / f"{_CARD.replace('-', '_')}_card.{kind}")
 
 
 def _errors() -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Num, Op
 from sextant.workloads.ops import convolution, encoder
 from sextant.workloads.ops.convolution import Conv, Layer, Norm
@@ -41,6 +42,18 @@ class Encoder:
         return self.image_size // self.patch_size
 
     @property
+    def output_side(self) -> float:
+        """Tokens along one edge of what comes out: a neck scales by 3/2, each convolution behind it halves."""
+        return 1.5 * self.side / 2.0 ** len(self.downsample_channels) if self.output_channels else self.side
+
+    @property
+    def output_size(self) -> Num:
+        """Width of the tokens that come out."""
+        if not self.output_channels:
+            return self.hidden_size
+        return self.downsample_channels[-1] if self.downsample_channels else self.output_channels
+
+    @property
     def parameters(self) -> Num:
         """Everything that the checkpoint holds of this tower."""
         width, inner = self.hidden_size, self.intermediate_size
@@ -54,7 +67,7 @@ class Encoder:
             total = total + self._position_parameters() + 2.0 * convolution.parameters(self._neck())
             # A second neck, behind the first global layer, joins the first with one learnt weight; two more norms of
             # the tokens' width are stored and never run.
-            norms = 2.0 * 2.0 * self.downsample_channels[-1]
+            norms = 2.0 * 2.0 * self.output_size
             total = total + convolution.parameters(self._downsampling()) + 1.0 + norms
         return total
 
@@ -99,14 +112,14 @@ class Encoder:
         if place.training:
             ops.append(moved(f"{name}_resize_backward", place, write, read, "backward_input", ()))
         ops += convolution.operators(f"{name}_downsample", place, self._downsampling(), both)
-        size = 2.0 * n_images * (half / 4.0) ** 2 * self.downsample_channels[-1]
+        size = 2.0 * n_images * self.output_side**2 * self.output_size
         ops.append(moved(f"{name}_join", place, 2.0 * size, size, sharded=()))
         if place.training:
             ops.append(moved(f"{name}_join_backward", place, size, size, "backward_input", ()))
         return ops
 
     def _neck(self) -> list[Layer]:
-        wide, channels, side = float(self.hidden_size), self.output_channels, self.side
+        wide, channels, side = self.hidden_size, self.output_channels, self.side
         return [
             Conv(in_channels=wide, out_channels=channels, kernel=1.0, side=side, bias=False),
             Norm(channels=channels, side=side),
@@ -250,10 +263,25 @@ class Vision:
         return next(iter(self.encoders.values()))
 
     def _width(self) -> Num:
-        """Width of the tokens that the projector reads, of each encoder."""
-        return self._first().hidden_size
+        """Width of the tokens that the projector reads of each encoder; InputError where they do not fit together."""
+        if self.projector not in PROJECTORS:
+            known = nearest(self.projector, PROJECTORS)
+            raise InputError(f"model.vision.projector: unknown kind {self.projector!r}; {known}")
+        first = self._first()
+        if len(self.encoders) > 1 and self.projector != "split_mlp":
+            raise InputError(
+                f"model.vision.projector: {self.projector!r} reads one encoder, got {', '.join(self.encoders)}; "
+                "'split_mlp' reads several"
+            )
+        for name, each in self.encoders.items():
+            if np.any(np.asarray(each.output_side != first.output_side) | (each.output_size != first.output_size)):
+                raise InputError(
+                    f"model.vision.encoders.{name}: makes {each.output_side**2} tokens of {each.output_size}, the "
+                    f"first encoder {first.output_side**2} of {first.output_size}; choose sizes at which they agree"
+                )
+        return first.output_size
 
     def _edge(self) -> float:
         """Tokens along one edge of what one encoder pass becomes; 2 x 2 patches may become one."""
-        side = self._first().side
+        side = self._first().output_side
         return -(-side // 2.0) if self.projector == "downsample_mlp" else side

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sextant.simulator.kernels import operator
 from sextant.simulator.types import Num, Op
 from sextant.workloads.ops.memory import Place, moved
@@ -14,7 +16,7 @@ from sextant.workloads.ops.memory import Place, moved
 class Conv:
     """A convolution to ``side`` x ``side`` pixels."""
 
-    in_channels: float
+    in_channels: Num
     out_channels: float
     kernel: float
     side: float
@@ -22,7 +24,7 @@ class Conv:
     bias: bool = True
 
     @property
-    def parameters(self) -> float:
+    def parameters(self) -> Num:
         """Weights and bias."""
         return self.out_channels * (self.in_channels * self.kernel**2 + (1.0 if self.bias else 0.0))
 
@@ -99,9 +101,9 @@ class Pixels:
 Layer = Conv | Norm | Pixels
 
 
-def parameters(layers: Sequence[Layer]) -> float:
+def parameters(layers: Sequence[Layer]) -> Num:
     """Parameters of all layers."""
-    return sum(layer.parameters for layer in layers)
+    return sum((layer.parameters for layer in layers), 0.0)
 
 
 def operators(name: str, place: Place, layers: Sequence[Layer], n_images: Num) -> list[Op]:
@@ -182,12 +184,12 @@ def depthwise(name: str, place: Place, n_images: Num, side: Num, channels: Num, 
 def widest_bytes(layers: Sequence[Layer], n_images: Num) -> Num:
     """What the network works in, in BF16: the largest tensor three times over, as a residual block holds its shortcut,
     the input of a convolution and its output."""
-    pixels = max(layer.side**2 * _width(layer) for layer in layers)
-    return 3.0 * 2.0 * n_images * pixels
+    sizes = np.broadcast_arrays(*(layer.side**2 * _width(layer) for layer in layers))
+    return 3.0 * 2.0 * n_images * np.max(sizes, axis=0)
 
 
-def _width(layer: Layer) -> float:
-    return max(layer.in_channels, layer.out_channels) if isinstance(layer, Conv) else layer.channels
+def _width(layer: Layer) -> Num:
+    return np.maximum(layer.in_channels, layer.out_channels) if isinstance(layer, Conv) else layer.channels
 
 
 def _middle(width: float, side: float) -> list[Layer]:
