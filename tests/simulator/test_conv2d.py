@@ -70,7 +70,7 @@ def test_flops_are_those_that_torch_counts_forward_and_backward(stride):
 
 @pytest.mark.parametrize(("variant", "places"), [("", "mnk"), ("dgrad", "mkn"), ("wgrad", "nkm")])
 def test_a_kernel_of_one_pixel_takes_the_time_of_its_product(variant, places):
-    """And its gradients those of that one's. Nothing is found in the cache, where they differ by what is an activation."""
+    """And its gradients those of that one's. Nothing is found in the cache, where activations differ."""
     fit = replace(DEVICE.kernels["gemm_bf16"], coefficients={**_COEFFICIENTS, "l2_warm": 0.0})
     cold = replace(CLUSTER, device=replace(DEVICE, kernels={"gemm_bf16": fit}))
     sizes = {"m": 4.0 * 48.0**2, "n": 512.0, "k": 256.0}

@@ -68,7 +68,7 @@ def test_parameters_of_sam_base():
 
 
 def test_flops_of_an_encoder():
-    """Per patch 2 FLOPs per weight of its products, and 4 per width and visible patch: all 36, whichever comes first."""
+    """Per patch 2 FLOPs per weight of its products, and 4 per width and visible patch: all 36."""
     m, seq, width, inner = 5 * 36, 36, 64, 160
     layer = 2 * m * (4 * width * width + 2 * width * inner) + 4 * m * seq * width
     expected = 2 * m * 768 * width + 3 * layer

@@ -22,6 +22,7 @@ MODELS = (
                 "": f"{_CODE}/uvit.py and modeling_vlm.py",
                 "n_steps": "deepseek-ai/Janus demo/app_janusflow.py: 30 Euler steps, guidance on",
                 "blocks": "unconfirmed: two blocks each way, the default of the code; the published file size agrees",
+                "patch": "unconfirmed: kernels of 2 x 2 that do not overlap; demo/app_janusflow.py halves the latent",
                 "decoder_channels": "SDXL-VAE, a checkpoint of its own, which is not counted in the model's",
             }
         ),

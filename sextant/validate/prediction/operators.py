@@ -1,0 +1,177 @@
+"""From the columns of kernel cases to the operators of the simulator: the one place where that is said.
+
+Columns are arrays of shape (n_rows,) with defaults filled in (``vocabulary.filled``). Fits and predictions share these
+functions, so that coefficients are judged on the operators they were fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sextant.simulator.kernels import BYTES, operator
+from sextant.simulator.types import Num, Op
+
+Columns = Mapping[str, Num]
+
+#: Libraries whose FP8 products take FP8 operands. A case that names none is a library call as serving engines make it:
+#: it takes BF16 activations and converts them first.
+BARE = ("cublas", "cublaslt", "cutlass", "deepgemm", "deep_gemm")
+
+#: GPUs of one node in every cluster of the catalogue.
+PER_NODE = 8.0
+
+#: Bytes that AdamW reads and writes per parameter: FP32 weight and gradient, two BF16 moments in; FP32 weight, both
+#: moments and the BF16 weight out.
+ADAM_READ_BYTES, ADAM_WRITE_BYTES = 12.0, 10.0
+
+#: Elements read and written per element of the width, of operators whose tensors all have the case's format.
+STREAMED: Mapping[str, tuple[float, float]] = {
+    "rmsnorm": (1, 1), "layernorm": (1, 1), "gelu": (1, 1), "add": (2, 1), "swiglu": (2, 1),
+    "rmsnorm_backward": (2, 1), "swiglu_backward": (3, 2),
+}  # fmt: skip
+
+#: The kind of access that the ``memory`` kernel tells apart, by operator.
+ACCESS: Mapping[str, str] = {
+    "permute": "permute", "requant_transpose": "transpose", "rmsnorm_backward": "norm_backward",
+    "routing:topk": "topk", "routing:index": "index",
+}  # fmt: skip
+
+
+def gemm(c: Columns, format: str, variant: str = "", library: str = "") -> Op:
+    """A dense product. Variants: ``from_bf16`` converts x to FP8 first, ``quantised`` does not; with neither, FP8 does
+    unless ``library`` is one of ``BARE``. ``wgrad`` in scaled blocks writes FP32, otherwise (and ``wgrad_bf16``) BF16.
+    ``dgrad`` and ``accumulate`` (FP8 with exact accumulation) are plain products of FP8 or BF16 operands."""
+    shape = {name: c[name] for name in ("m", "n", "k")}
+    if variant.startswith("wgrad"):
+        names = {"wgrad": "wgrad_fresh", "wgrad_bf16": "wgrad_bf16"}
+        return operator("gemm", "gemm", format, shape, variant=names[variant] if format == "fp8_block" else "")
+    converts = variant == "from_bf16" or (not variant and library not in BARE)
+    return operator(
+        "gemm", "gemm", format, shape, variant="from_bf16" if converts and format.startswith("fp8") else ""
+    )
+
+
+def grouped_gemm(c: Columns, format: str, variant: str = "") -> Op:
+    """One product per group, each of as many tokens as the case says; ``random``: that many on average. ``wgrad``:
+    n x k weight gradients that sum over the tokens of each group, written in BF16."""
+    shape = {name: c[name] for name in ("groups", "tokens_per_group", "n", "k")}
+    if variant == "wgrad":
+        shape = {"groups": c["groups"], "tokens_per_group": c["n"], "n": c["k"], "k": c["tokens_per_group"]}
+    return operator("grouped_gemm", "grouped_gemm", format, shape, variant="" if variant == "random" else "exact")
+
+
+def attention(c: Columns, format: str = "bf16", direction: str = "forward") -> Op:
+    """Attention with materialised heads."""
+    names = ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim", "causal")
+    return operator("attention", "attention", format, {name: c[name] for name in names}, variant=direction)
+
+
+def latent_prefill(c: Columns) -> dict[str, Num]:
+    """The columns of ``attention`` for latent attention with keys and values expanded to every head."""
+    width = c["qk_nope_head_dim"] + c["qk_rope_head_dim"]
+    return {**c, "head_dim": width, "kv_heads": c["heads"]}
+
+
+def latent_decode(c: Columns, format: str = "bf16") -> Op:
+    """Latent attention in its absorbed form, against a cache of latent rows."""
+    names = ("batch", "heads", "q_len", "kv_len", "kv_lora_rank", "qk_rope_head_dim")
+    return operator("mla", "mla_decode", format, {name: c[name] for name in names}, variant="decode")
+
+
+def streams(op: str, c: Columns, direction: str = "forward") -> Op:
+    """A kernel over residual streams: ``mhc_pre``, ``mhc_post``, ``engram_gate``, ``sinkhorn``."""
+    shape = {name: c[name] for name in ("n_tokens", "hidden", "n_streams", "sinkhorn_iters") if name in c}
+    return operator(op, op, "bf16", shape, variant="backward" if direction == "backward" else "")
+
+
+def gather(c: Columns, tier: str, format: str = "bf16") -> Op:
+    """Random rows of ``dim`` values from a table of ``rows``."""
+    row_bytes = BYTES[format] * c["dim"]
+    shape = {"lookups": c["lookups"], "row_bytes": row_bytes, "table_bytes": c["rows"] * row_bytes}
+    return operator("gather", "gather", format, shape, variant=tier)
+
+
+def host_copy(c: Columns) -> Op:
+    """A copy between host and device memory: one long row."""
+    shape = {"lookups": np.ones_like(c["bytes"]), "row_bytes": c["bytes"], "table_bytes": c["bytes"]}
+    return operator("gather", "copy", "bf16", shape, variant="host")
+
+
+def convolution(c: Columns, format: str, variant: str = "") -> Op:
+    """A convolution of the columns' input size; as many groups as channels make it depthwise (one kind per call)."""
+    shape = {name: c[name] for name in ("in_channels", "out_channels", "stride")}
+    shape |= {"n_images": c["batch"], "kernel": c["kernel_size"]}
+    shape |= {side: np.ceil(c[side] / c["stride"]) for side in ("height", "width")}
+    deep = bool(np.all(np.asarray(c["groups"]) > 1))
+    return operator("conv2d", "conv2d", format, shape, variant="depthwise" if deep else variant)
+
+
+def collective(op: str, c: Columns, format: str) -> Op:
+    """A collective of ``message_elements`` elements of ``format`` (int8: one byte)."""
+    size = 1.0 if format == "int8" else BYTES[format]
+    shape = {
+        "n_gpus": c["n_gpus"], "n_gpus_per_node": c["n_gpus_per_node"], "message_bytes": c["message_elements"] * size,
+    }  # fmt: skip
+    return operator("collective", "collective", "bf16", shape, variant=op)
+
+
+def exchange(op: str, c: Columns, mode: str, format: str = "") -> Op:
+    """``ep_dispatch`` (FP8 with a scale per 128 unless ``format`` says otherwise) or ``ep_combine`` (BF16).
+
+    Groups fill whole nodes of eight where ``n_nodes`` is zero; the wait in which devices agree on sizes is not
+    included.
+    """
+    n_nodes = np.where(np.asarray(c["n_nodes"]) > 0, c["n_nodes"], np.ceil(c["n_gpus"] / PER_NODE))
+    shape = {name: c[name] for name in ("n_tokens", "hidden", "top_k", "n_experts", "n_gpus", "n_sms", "max_nodes")}
+    shape |= {
+        "n_gpus_per_node": c["n_gpus"] / n_nodes, "mode": np.full_like(c["n_gpus"], float(mode == "low_latency")),
+    }  # fmt: skip
+    variant = op.removeprefix("ep_")
+    return operator(
+        "expert_exchange", variant, format or ("fp8_block" if variant == "dispatch" else "bf16"), shape, variant=variant
+    )
+
+
+def moved(op: str, c: Columns, format: str, variant: str = "") -> Op:
+    """A memory-bound operator, with the kind of access that it makes."""
+    read, write = moved_bytes(op, c, format, variant)
+    access = ACCESS.get(op) or ACCESS.get(f"{op}:{variant}", "")
+    return operator("memory", op, "bf16", {"read_bytes": read, "write_bytes": write}, variant=access)
+
+
+def moved_bytes(op: str, c: Columns, format: str, variant: str = "") -> tuple[Num, Num]:
+    """Bytes that a memory-bound operator reads and writes, each tensor once; KeyError for an operator that is none.
+
+    Weights of norms, a few rows, are left out. ``cast`` makes FP8 with a scale per 128 of BF16, ``swiglu`` in FP8 too;
+    ``rope`` reads FP32 tables of sines and cosines; ``permute`` copies each row to ``top_k`` places, ``unpermute`` sums
+    them.
+    """
+    scaled = BYTES["fp8_block"]
+    if op == "copy":
+        return c["bytes"], c["bytes"]
+    if op == "adam":
+        return ADAM_READ_BYTES * c["n_elements"], ADAM_WRITE_BYTES * c["n_elements"]
+    if op == "routing":
+        pairs = c["n_tokens"] * c["top_k"]
+        if variant == "topk":
+            return 4.0 * c["n_tokens"] * c["groups"], 12.0 * pairs
+        return 8.0 * pairs, 16.0 * pairs
+    if op == "rope":
+        size = 2.0 * c["n_tokens"] * c["heads"] * c["head_dim"]
+        return size + 4.0 * c["n_tokens"] * c["head_dim"], size
+    elements = c["n_tokens"] * c["expert_ffn" if op.startswith("swiglu") else "hidden"]
+    if op in ("cast", "cast_transpose"):
+        return 2.0 * elements, scaled * elements
+    if op == "requant_transpose":
+        return scaled * elements, scaled * elements
+    if op == "swiglu" and format.startswith("fp8"):
+        return 4.0 * elements, scaled * elements
+    size = BYTES[format]
+    if op == "permute":
+        return size * elements + 4.0 * c["n_tokens"] * c["top_k"], size * elements * c["top_k"]
+    if op == "unpermute":
+        return size * elements * c["top_k"] + 8.0 * c["n_tokens"] * c["top_k"], size * elements
+    read, write = STREAMED[op]
+    return read * size * elements, write * size * elements
