@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sextant import hwmodels
 from sextant.simulator.errors import InputError, nearest
-from sextant.studies import metrics
+from sextant.studies import metrics, model_file
 from sextant.studies.layers import Catalogue
 from sextant.workloads import models
 from sextant.workloads.formats import RECIPES
@@ -55,7 +55,7 @@ def catalogue() -> Catalogue:
     from sextant.validate import published
 
     return Catalogue(
-        models=models.model,
+        models=model_file.named,
         model_names=sorted(models.catalogue()),
         clusters=hwmodels.cluster,
         cluster_names=hwmodels.cluster_names(),

@@ -17,6 +17,7 @@ from sextant.simulator.errors import InputError, Problem, nearest
 from sextant.simulator.types import Cluster, Device, Num
 from sextant.studies import yaml_source
 from sextant.studies.fields import shown
+from sextant.studies.model_file import is_file
 from sextant.studies.yaml_source import Keys, Source
 
 #: The records whose fields are set by dotted paths.
@@ -266,6 +267,8 @@ def _flatten(layer: Layer, problems: list[Problem]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
 
     def add(path: str, raw: Any, keys: Keys) -> None:
+        if path in ("model", "axes.model"):
+            raw = _beside(layer, raw)
         entry = Entry(path=path, raw=raw, layer=layer, keys=keys)
         if path in entries:
             line, column = layer.source.where(entries[path].keys) if layer.source else (0, 0)
@@ -289,6 +292,15 @@ def _flatten(layer: Layer, problems: list[Problem]) -> dict[str, Entry]:
         elif (top in BASED and isinstance(raw, str)) or top in _PLAIN:
             add(top, raw, (top,))
     return entries
+
+
+def _beside(layer: Layer, raw: Any) -> Any:
+    """The name of a model, or the list of an axis, with model files found from the file that names them."""
+    if isinstance(raw, list):
+        return [_beside(layer, item) for item in raw]
+    if layer.source is None or not isinstance(raw, str) or not is_file(raw):
+        return raw
+    return str(Path(layer.label).parent / raw)
 
 
 def _without_base(path: str) -> str:

@@ -14,7 +14,8 @@ from sextant import hwmodels
 from sextant.simulator import paths
 from sextant.simulator.errors import InputError
 from sextant.simulator.types import Load, Plan, Step
-from sextant.workloads import models, parameters, residency
+from sextant.studies import model_file
+from sextant.workloads import parameters, residency
 from sextant.workloads.formats import RECIPES
 from sextant.workloads.intensity import Costs, Key, ridge_flops_per_byte, step_costs, total
 from sextant.workloads.transformer import Transformer
@@ -68,7 +69,7 @@ def card(name: str, sets: Sequence[str] = ()) -> dict[str, Any]:
 
     InputError offers the nearest names. A changed model is laid beside no published figures, which are of another.
     """
-    model = models.model(name)
+    model = model_file.named(name)
     if sets:
         kept = {path: text for path, text in model.source.items() if not path.startswith("official.")}
         model = replace(_changed(name, sets), official={}, source=kept)

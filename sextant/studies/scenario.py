@@ -18,6 +18,7 @@ from sextant.studies import solve
 from sextant.studies.equations import equations
 from sextant.studies.fields import Field, convert, find, quantity, shown
 from sextant.studies.layers import BASED, BLOCKS, Catalogue, Entry, Layer, collect
+from sextant.studies.model_file import is_file
 from sextant.studies.yaml_source import Source
 
 __all__ = ["Catalogue", "Check", "Question", "load"]
@@ -124,7 +125,8 @@ def _build(
                 records["cluster"] = paths.put(records["cluster"], "device", _base(path, name, catalogue))
         except InputError as error:
             place = entries.get(f"axes.{path}") if path in point else entries.get(path)
-            problems += [place.problem(p.message) if place else p for p in error.problems]
+            # A fault inside a model file stays at its place there.
+            problems += [place.problem(p.message) if place and not p.path else p for p in error.problems]
     edits = {p: e for p, e in entries.items() if p.partition(".")[0] in BLOCKS and p not in (*BASED, _DEVICE)}
     for path, entry in edits.items():
         if path not in point:
@@ -144,7 +146,7 @@ def _base(path: str, name: Any, catalogue: Catalogue) -> Any:
     getter, known, kind = getters[path]
     if not isinstance(name, str):
         raise InputError(f"expected the name of a {kind}, got {shown(name)}; {nearest('', known)}")
-    if name not in known:
+    if name not in known and not (path == "model" and is_file(name)):
         raise InputError(f"unknown {kind} {shown(name)}; {nearest(name[:60], known)}")
     return getter(name)
 
@@ -222,7 +224,9 @@ def _axis_values(
     for path, entry in sorted(given.items(), key=lambda item: item[0] not in (*BASED, _DEVICE)):
         if path in (*BASED, _DEVICE):
             known = {"model": catalogue.model_names, "cluster": catalogue.cluster_names}.get(path, catalogue.gpu_names)
-            field = Field(path=path, name="", kind="text", optional=False, current=None, choices=tuple(known))
+            files = [raw for raw in entry.raw if path == "model" and isinstance(raw, str) and is_file(raw)]
+            choices = (*known, *files)
+            field = Field(path=path, name="", kind="text", optional=False, current=None, choices=choices)
         else:
             # The field's type follows from the records before any edit; a swept base counts by its first value.
             bases = {p: v[0] for p, v in found.items() if p in (*BASED, _DEVICE)}

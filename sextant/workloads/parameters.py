@@ -55,6 +55,7 @@ def attention_parameters(model) -> Num:
     if model.attention == "gqa":
         kv = model.num_key_value_heads
         bias = (heads + 2 * kv) * model.head_dim if model.attention_bias else 0.0
+        bias = bias + (h if model.attention_output_bias else 0.0)
         norms = 2.0 * model.head_dim if model.qk_norm else 0.0
         return h * (heads + 2 * kv) * model.head_dim + heads * model.head_dim * h + bias + norms
     dim = model.qk_nope_head_dim + model.qk_rope_head_dim

@@ -64,6 +64,7 @@ class Transformer:
     num_nextn_predict_layers: Num = 0.0
     tie_word_embeddings: bool = False
     attention_bias: bool = False
+    attention_output_bias: bool = False
     qk_norm: bool = False
     n_streams: Num = 1.0
     sinkhorn_iters: Num = 20.0

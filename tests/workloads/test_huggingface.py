@@ -1,0 +1,123 @@
+"""Imported configs: exact counts against the public classes, nothing unknown taken for a dense model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sextant.simulator.errors import InputError
+from sextant.workloads import models, parameters
+from sextant.workloads.huggingface import FAMILIES, import_config
+
+CONFIGS = Path(__file__).resolve().parents[2].parent / "shared" / "hf_configs"
+FILES = sorted(CONFIGS.glob("*.json")) if CONFIGS.is_dir() else []
+
+DENSE = {
+    "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "intermediate_size": 640, "vocab_size": 1000,
+}  # fmt: skip
+LATENT = {
+    **DENSE, "num_key_value_heads": 8, "q_lora_rank": 96, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16, "v_head_dim": 24, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2,
+}  # fmt: skip
+SMALL = {
+    "llama": DENSE, "qwen2": DENSE, "qwen3": {**DENSE, "head_dim": 64},
+    "qwen3_moe": {**DENSE, "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
+    "mixtral": {**DENSE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v2": {**LATENT, "topk_method": "group_limited_greedy"}, "deepseek_v3": LATENT, "kimi_k2": LATENT,
+}  # fmt: skip
+CHANGES = [
+    ("llama", {"tie_word_embeddings": True}), ("llama", {"attention_bias": True}), ("llama", {"head_dim": 48}),
+    ("qwen2", {"tie_word_embeddings": True}), ("qwen3", {"attention_bias": True}),
+    ("qwen3_moe", {"attention_bias": True}),
+    ("deepseek_v2", {"q_lora_rank": None}), ("deepseek_v3", {"q_lora_rank": None}),
+    ("deepseek_v3", {"first_k_dense_replace": 0}), ("mixtral", {"num_key_value_heads": 8}),
+]  # fmt: skip
+
+
+def reference(config: dict) -> int:
+    """Parameters of the public class on torch's meta device, without MTP modules, which it does not build.
+
+    The router's correction bias of DeepSeek-V3 is a buffer there and a weight of the checkpoint: it is added.
+    """
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    kind = "deepseek_v3" if config["model_type"] == "kimi_k2" else config["model_type"]
+    given = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config", "auto_map")}
+    with torch.device("meta"):
+        found = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **given))
+    # A tied head is one tensor under two names; parameters() yields it once.
+    biases = sum(b.numel() for name, b in found.named_buffers() if name.endswith("e_score_correction_bias"))
+    return sum(p.numel() for p in found.parameters()) + biases
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "changes"), [*((kind, {}) for kind in SMALL), *CHANGES])
+def test_small_configs_count_as_their_classes(kind, changes):
+    """Every family, and every optional key that changes the count."""
+    config = {"model_type": kind, **SMALL[kind], **changes}
+    assert int(parameters.n_parameters(import_config(config, "small").model)) == reference(config)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not FILES, reason="no folder shared/hf_configs beside the repository")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_genuine_configs_count_as_their_classes(path):
+    """Whole models, to the last parameter."""
+    config = json.loads(path.read_text())
+    assert int(parameters.n_parameters(import_config(config, path.stem).model)) == reference(config)
+
+
+@pytest.mark.skipif(not FILES, reason="no folder shared/hf_configs beside the repository")
+def test_the_config_of_deepseek_v3_is_the_model_of_the_catalogue():
+    """Field by field, but for what people wrote about it."""
+    (path,) = (file for file in FILES if "DeepSeek-V3" in file.name)
+    found, known = import_config(json.loads(path.read_text()), "deepseek-v3").model, models.model("deepseek-v3")
+    for field in type(known).__dataclass_fields__:
+        if field not in ("source", "official"):
+            assert getattr(found, field) == getattr(known, field), field
+
+
+def test_keys_that_change_nothing_are_listed():
+    """In the config's order; those that were looked at are not."""
+    config = {"rope_theta": 1e6, "model_type": "llama", **DENSE, "mlp_bias": False, "pad_token_id": 3}
+    assert import_config(config, "x").unused == ("rope_theta", "pad_token_id")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gpt_oss", **DENSE}, "model_type: architecture 'gpt_oss' is not known, and is not taken"),
+        ({"model_type": "lama", **DENSE}, "did you mean 'llama'"),
+        (DENSE, "model_type: is missing"),
+        ([], "expected the object of a config.json, got list"),
+        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], **DENSE}, "architectures: llama"),
+        ({"model_type": "llama", "architectures": "LlamaForCausalLM", **DENSE}, "architectures: llama is known as"),
+        ({"model_type": "llama", **DENSE, "num_local_experts": 8}, "num_local_experts: a llama model has none, got 8"),
+        ({"model_type": "qwen2", **DENSE, "vision_config": {}}, "vision_config: a qwen2 model has none"),
+        ({"model_type": "llama", **DENSE, "mlp_bias": True}, "mlp_bias: expected False or None, got True"),
+        ({"model_type": "qwen3_moe", **SMALL["qwen3_moe"], "decoder_sparse_step": 2}, "sparse_step: expected 1"),
+        ({"model_type": "qwen3_moe", **SMALL["qwen3_moe"], "mlp_only_layers": [0]}, r"layers: expected \[\]"),
+        ({"model_type": "mixtral", **SMALL["mixtral"], "sliding_window": 4096}, "window: expected None, got 4096"),
+        ({"model_type": "deepseek_v3", **LATENT, "attention_bias": True}, "attention_bias: expected False"),
+        ({"model_type": "deepseek_v3", **LATENT, "moe_layer_freq": 2}, "moe_layer_freq: expected 1"),
+        ({"model_type": "deepseek_v3", **LATENT, "topk_method": "best"}, "topk_method: unknown value 'best'"),
+        ({"model_type": "llama", **DENSE, "hidden_size": "4096"}, "hidden_size: expected a whole number, got '4096'"),
+        ({"model_type": "llama", **DENSE, "hidden_size": True}, "hidden_size: expected a whole number, got True"),
+        ({"model_type": "llama", **DENSE, "hidden_size": 0}, r"hidden_size: expected 1 to 1e\+09, got 0"),
+        ({"model_type": "llama", **DENSE, "vocab_size": 1e300}, "vocab_size: expected 1 to"),
+        ({"model_type": "llama", **DENSE, "vocab_size": float("nan")}, "vocab_size: expected a whole number, got nan"),
+        ({"model_type": "llama", **DENSE, "tie_word_embeddings": "no"}, "tie_word_embeddings: expected true or false"),
+    ],
+)  # fmt: skip
+def test_what_is_not_modelled_is_refused_by_name(config, message):
+    with pytest.raises(InputError, match=message):
+        import_config(config, "x")
+
+
+def test_everything_that_is_missing_is_named_at_once():
+    """Not one after the other."""
+    with pytest.raises(InputError) as raised:
+        import_config({"model_type": "deepseek_v3"}, "x")
+    assert {problem.key for problem in raised.value.problems} == set(FAMILIES["deepseek_v3"].required)
