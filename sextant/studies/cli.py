@@ -1,4 +1,4 @@
-"""The command line: ``sextant run | check | list | show | compare | validate``.
+"""The command line: ``sextant run | check | list | show | compare | import | predict | validate``.
 
 stdout is the answer, stderr progress and warnings. Exit 0: answered; 1: nothing is feasible; 2: bad input.
 Libraries are imported inside the commands, so that ``--help`` and completion answer at once.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ANSWERED, NOTHING_FEASIBLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 #: A sweep of fewer points is over before a progress bar is drawn.
 _BAR_POINTS = 2000
+#: A file of fewer kernel cases is over before its progress is worth a line.
+_PROGRESS_ROWS = 200_000
 
 app = typer.Typer(
     name="sextant", help=sextant.__doc__, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -206,6 +208,59 @@ def compare(
         _print_json(found)
     else:
         _put(tables.comparison(found), sys.stdout)
+
+
+@app.command()
+def predict(
+    cases: Annotated[
+        str, typer.Argument(metavar="CASES.csv", help="Kernel cases, one per row; column op names the kernel.")
+    ],
+    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU of `sextant list gpus`.")],
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Where the rows with predictions go.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Predict the time of every kernel of a CSV; where it has measured times (us), show the errors per operator.
+
+    Without --out, stdout has the rows, or the table of errors where there are measured times.
+
+    Columns left out: format bf16 (fp8 of cast, fp8_block of ep_dispatch, fp32 of sinkhorn), phase prefill, q_len kv_len
+    (1 in decode), kv_heads heads, v_head_dim head_dim, causal 1 (0 of encoders), latent ranks 512 + 64 and heads 128 +
+    64 / 128, tensor_parallel and expert_parallel 1, routing balanced, n_streams 4, sinkhorn_iters 20, tier hbm, stride
+    1, mode normal, n_sms 20, n_nodes n_gpus / 8.
+    """
+    from sextant.studies import prediction_table
+
+    def progress(n_rows: int) -> None:
+        if n_rows >= _PROGRESS_ROWS:
+            _say(f"{n_rows:,} rows")
+
+    text, outcome = prediction_table.run(cases, device, out, json=json, progress=progress)
+    _put(text, sys.stdout)
+    for note in outcome.notes():
+        _say(f"note: {plain(note)}")
+    if not outcome.n_predicted:
+        raise typer.Exit(NOTHING_FEASIBLE)
+
+
+@app.command("import")
+def import_(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.json", help="A Hugging Face config.json.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="What to call the model.")] = "",
+    out: Annotated[str | None, typer.Option(metavar="FILE.yaml", help="Write a model file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model file that exists.")] = False,
+    json: AsJson = False,
+) -> None:
+    """A Hugging Face config as a model: its sizes, the keys that were not used, and with --out a model file."""
+    from sextant.studies import import_report, model_file
+
+    found = model_file.imported(config, name)
+    summary = import_report.summary(found, config)
+    if out:
+        summary["written"] = str(model_file.write(found, out, force=force))
+    if json:
+        _print_json(summary)
+    else:
+        _put(import_report.text(summary), sys.stdout)
 
 
 @validate_app.command("published")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,11 @@ def is_file(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def named(name: str, folder: str | Path = ".", known: Callable[[str], Transformer] = models.model) -> Transformer:
-    """The model of a file (found from ``folder``) or of the catalogue; InputError with everything wrong."""
+def named(name: str) -> Transformer:
+    """The model of a file or of the catalogue; InputError with everything wrong."""
     if not is_file(name):
-        return known(name)
-    path = Path(folder) / name
+        return models.model(name)
+    path = Path(name)
     return imported(path).model if path.suffix.lower() == ".json" else load(path)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import estimate, operator
+from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, held_out, solve, with_fit
+from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, held_out, solve, with_fit
+from sextant.validate.prediction import operators
 
 TILED_BOUNDS = {
     "matrix_efficiency": Bounds(start=0.7, low=0.2, high=1.0),
@@ -61,9 +62,6 @@ SHARED_GROUP = 32.0
 #: A cache is split among SMs when programs alone would fill less than this share of them.
 SPLIT_SHARE = 0.25
 
-#: Widths of the expanded latent heads where rows give none: 128 + 64 rotary, value 128.
-LATENT_HEAD_DIM, LATENT_V_HEAD_DIM = 192.0, 128.0
-
 
 def attention_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -> Op:
     """One array operator for rows of one direction: ``attention``, or ``mla`` prefill with expanded heads."""
@@ -71,20 +69,14 @@ def attention_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -
     directions = {str(row.get("direction") or "forward") for row in rows}
     if len(directions) != 1:
         raise InputError(f"rows of one direction are needed, got {', '.join(sorted(directions)) or 'no rows'}")
-    latent = np.asarray([row["op"] == "mla" for row in rows])
-    heads = column(rows, "heads")
-    given = column(rows, "qk_nope_head_dim", 128.0) + column(rows, "qk_rope_head_dim", 64.0)
-    dim = np.where(latent, given, column(rows, "head_dim", LATENT_HEAD_DIM))
-    values = column(rows, "v_head_dim", 0.0)
-    shape = {
-        "batch": column(rows, "batch"), "heads": heads, "q_len": column(rows, "q_len"),
-        "kv_len": column(rows, "kv_len"), "head_dim": dim,
-        "kv_heads": np.where(latent, heads, column(rows, "kv_heads", 0.0)),
-        "v_head_dim": np.where(values > 0, values, np.where(latent, LATENT_V_HEAD_DIM, dim)),
-        "causal": column(rows, "causal", 1.0),
-    }  # fmt: skip
-    shape["kv_heads"] = np.where(shape["kv_heads"] > 0, shape["kv_heads"], heads)
-    return operator("attention", "attention", "bf16", shape, variant=directions.pop())
+    kinds = np.asarray([f"{row['op']}:{row.get('phase') or 'prefill'}" for row in rows])
+    shape = {name: np.zeros(len(rows)) for name in operators.ATTENTION}
+    for kind in np.unique(kinds).tolist():
+        c = columns([row for row, own in zip(rows, kinds, strict=True) if own == kind], kind)
+        c = operators.latent_prefill(c) if kind.startswith("mla") else c
+        for name, values in shape.items():
+            values[kinds == kind] = c[name]
+    return operators.attention(shape, direction=directions.pop())
 
 
 def fit_attention(name: str, rows: Sequence[Row], device: Device, source: str = "") -> Fitted:
@@ -117,8 +109,7 @@ def fit_attention(name: str, rows: Sequence[Row], device: Device, source: str = 
 def mla_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -> Op:
     """One array operator of the absorbed kernel for ``mla`` decode rows."""
     rows = rows if chosen is None else [row for row, keep in zip(rows, chosen, strict=True) if keep]
-    names = ("batch", "heads", "q_len", "kv_len", "kv_lora_rank", "qk_rope_head_dim")
-    return operator("mla", "mla_decode", "bf16", {name: column(rows, name) for name in names}, variant="decode")
+    return operators.latent_decode(columns(rows, "mla:decode"))
 
 
 def fit_mla(rows: Sequence[Row], device: Device, source: str = "") -> Fitted:

@@ -8,10 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import BYTES, estimate, operator
+from sextant.simulator.kernels import BYTES, estimate
 from sextant.simulator.kernels.expert_exchange import destinations
 from sextant.simulator.types import Cluster, Device, KernelFit, Link, Num, Op, Tier
-from sextant.validate.fit_memory import Array, Bounds, Errors, Fitted, Row, column, errors, held_out, solve, with_fit
+from sextant.validate.fit_memory import (
+    Array,
+    Bounds,
+    Errors,
+    Fitted,
+    Row,
+    column,
+    columns,
+    errors,
+    held_out,
+    solve,
+    with_fit,
+)
+from sextant.validate.prediction import operators
 
 COLLECTIVE_BOUNDS = {
     "ring_efficiency": Bounds(start=0.8, low=0.3, high=1.0),
@@ -46,11 +59,8 @@ LOW_LATENCY_BOUNDS = {
     "hop_s": Bounds(start=3e-6, low=0.0, high=1e-4),
 }
 
-#: GPUs of one node in every measured system.
-PER_NODE = 8.0
-
-#: What a token of DeepSeek-V3 may spread over, in DeepEP's own tests and in the measured rows.
-MAX_NODES = 4.0
+#: GPUs of one node in every measured system; nodes that a token of DeepSeek-V3 may spread over, also in measured rows.
+PER_NODE, MAX_NODES = operators.PER_NODE, operators.MAX_NODES
 
 
 def node_cluster(device: Device, nvlink: Num, infiniband: Num = 50e9, latency_s: Num = 3.7e-6) -> Cluster:
@@ -70,12 +80,9 @@ def collective_op(rows: Sequence[Row]) -> Op:
     variants = {str(row["op"]) for row in rows}
     if len(variants) != 1:
         raise InputError(f"rows of one collective are needed, got {', '.join(sorted(variants)) or 'no rows'}")
-    size = np.asarray([1.0 if row["format"] == "int8" else BYTES[str(row["format"])] for row in rows])
-    shape = {
-        "n_gpus": column(rows, "n_gpus"), "n_gpus_per_node": np.full(len(rows), PER_NODE),
-        "message_bytes": column(rows, "message_elements") * size,
-    }  # fmt: skip
-    return operator("collective", "collective", "bf16", shape, variant=variants.pop())
+    size = np.asarray([operators.message_bytes(str(row["format"])) for row in rows])
+    op = variants.pop()
+    return operators.collective(op, columns(rows, op), size)
 
 
 def fit_collective(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: float, source: str = "") -> Fitted:
@@ -101,18 +108,13 @@ def fit_collective(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: floa
 def exchange_ops(rows: Sequence[Row]) -> dict[str, tuple[NDArray[np.bool_], Op]]:
     """Per variant, the mask of its rows and one array operator for them: FP8 dispatch, BF16 combine."""
     found: dict[str, tuple[NDArray[np.bool_], Op]] = {}
-    for variant, fmt in (("dispatch", "fp8_block"), ("combine", "bf16")):
+    modes = np.asarray([str(row["mode"]) for row in rows])
+    for variant in ("dispatch", "combine"):
         mask = np.asarray([row["op"] == f"ep_{variant}" for row in rows])
         mine = [row for row, keep in zip(rows, mask, strict=True) if keep]
-        if not mine:
-            continue
-        names = ("n_tokens", "hidden", "top_k", "n_experts", "n_gpus")
-        shape: dict[str, Num] = {name: column(mine, name) for name in names}
-        shape["n_gpus_per_node"] = np.full(len(mine), PER_NODE)
-        shape["n_sms"] = column(mine, "n_sms", 20.0)
-        shape["max_nodes"] = np.full(len(mine), MAX_NODES)
-        shape["mode"] = np.asarray([float(row["mode"] == "low_latency") for row in mine])
-        found[variant] = (mask, operator("expert_exchange", variant, fmt, shape, variant=variant))
+        if mine:
+            c = columns(mine, f"ep_{variant}")
+            found[variant] = (mask, operators.exchange(f"ep_{variant}", c, modes[mask]))
     return found
 
 

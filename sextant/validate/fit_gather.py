@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import BYTES, estimate, operator
+from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, with_fit
+from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, with_fit
 from sextant.validate.fit_mhc import fit_unseen
+from sextant.validate.prediction import operators
 
 #: Fewer lookups than this into host memory are left out: the index sets that the timer rotates then touch so few pages
 #: together that their translations stay cached from one round to the next, which a server's fresh rows do not.
@@ -57,11 +58,7 @@ def fit_gather(rows: Sequence[Row], device: Device, source: str = "") -> list[Fi
 
 def gather_op(rows: Sequence[Row], tier: str) -> Op:
     """All rows of one tier as one operator."""
-    row_bytes = BYTES["bf16"] * column(rows, "dim")
-    shape = {
-        "lookups": column(rows, "lookups"), "row_bytes": row_bytes, "table_bytes": column(rows, "rows") * row_bytes,
-    }  # fmt: skip
-    return operator("gather", "gather", "bf16", shape, variant=tier)
+    return operators.gather(columns(rows, "gather"), tier)
 
 
 def _fit(tier: str, rows: Sequence[Row], device: Device, source: str, fixed: Mapping[str, float]) -> Fitted:

@@ -24,11 +24,13 @@ from sextant.validate.fit_memory import (
     Row,
     alone,
     column,
+    columns,
     errors,
     held_out,
     solve,
     with_fit,
 )
+from sextant.validate.prediction import operators
 
 #: Share of the (n, k) sites held out.
 HELD_OUT_SHARE = 0.25
@@ -77,8 +79,7 @@ _SMALLEST_GROWTH, _NEAR = 1e-3, 0.15
 
 def gemm_op(rows: Sequence[Row], format: str) -> Op:
     """One array operator for ``rows`` (m, n, k). FP8 calls of the measured library take BF16 activations."""
-    shape = {name: column(rows, name) for name in ("m", "n", "k")}
-    return operator("gemm", "gemm", format, shape, variant="from_bf16" if format.startswith("fp8") else "")
+    return operators.gemm(columns(rows, "gemm"), format)
 
 
 def fit_gemm(rows: Sequence[Row], device: Device, format: str, source: str = "", *, correct: bool = True) -> Fitted:

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.kernels.tiles import product_fit
-from sextant.simulator.types import Cluster, Device, KernelFit, Num, Op
+from sextant.simulator.types import Device, KernelFit, Num
 from sextant.validate.fit_gemm import sourced
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, held_out, solve, with_fit
+from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, held_out, solve, with_fit
+from sextant.validate.prediction import experts
+from sextant.validate.prediction.experts import UNGATED, moe_seconds
 
 HELD_OUT_SHARE = 0.25
 
@@ -51,44 +52,10 @@ COEFFICIENTS: Mapping[str, Mapping[str, Bounds]] = {
 #: A row this far from its prediction ran another kernel: the database has 2 to 10 times slower untuned ones.
 FALLBACK = 2.0
 
-#: Layers whose rows take two thirds of the time of a gated one: their experts have no gate (hidden, expert_ffn).
-UNGATED = ((2048, 5120), (8192, 5120), (2688, 1856))
 
-
-def expert_layers(rows: Sequence[Row]) -> dict[str, Array]:
-    """What one device computes, shapes (n_rows,): groups, tokens_per_group, pairs, n_tokens, hidden, width (of one
-    expert on one device) and gates (2 columns of the up product per width element, 1 where there is no gate)."""
-    hidden, ffn = column(rows, "hidden"), column(rows, "expert_ffn")
-    ranks = column(rows, "expert_parallel", 1.0)
-    groups = column(rows, "n_experts") / ranks
-    pairs = column(rows, "n_tokens") * column(rows, "top_k") / ranks
-    ungated = [(int(h), int(f)) in UNGATED for h, f in zip(hidden, ffn, strict=True)]
-    return {
-        "groups": groups, "tokens_per_group": pairs / groups, "pairs": pairs, "n_tokens": column(rows, "n_tokens"),
-        "hidden": hidden, "width": ffn / column(rows, "tensor_parallel", 1.0), "gates": np.where(ungated, 1.0, 2.0),
-    }  # fmt: skip
-
-
-def moe_seconds(layers: Mapping[str, Num], format: str, cluster: Cluster, *, routing: str = "") -> Num:
-    """Seconds of the routed experts of one device with blocks ``moe_<format>`` and ``grouped_gemm_<format>``.
-
-    ``routing`` is the variant of ``grouped_gemm``: "" random, ``exact`` the same number of tokens for every expert.
-    """
-    up, down = _products(layers, format, routing)
-    products = estimate(up, cluster).seconds + estimate(down, cluster).seconds
-    c = cluster.device.kernels[f"moe_{format}"].coefficients
-    moved = layers["pairs"] * (c["hidden_passes"] * layers["hidden"] + c["ffn_passes"] * layers["width"])
-    moved = 2.0 * (moved + layers["n_tokens"] * c["token_passes"] * layers["hidden"])
-    return products + c["overhead_s"] + moved / cluster.device.memories["hbm"].bandwidth_bytes_per_s
-
-
-def _products(layers: Mapping[str, Num], format: str, routing: str) -> tuple[Op, Op]:
-    shape = {name: layers[name] for name in ("groups", "tokens_per_group")}
-    hidden, width = layers["hidden"], layers["width"]
-    up = {**shape, "n": layers["gates"] * width, "k": hidden}
-    down = {**shape, "n": hidden, "k": width}
-    first = operator("grouped_gemm", "up", format, up, variant=routing)
-    return first, operator("grouped_gemm", "down", format, down, variant=routing)
+def expert_layers(rows: Sequence[Row]) -> dict[str, Num]:
+    """What one device computes (``prediction.experts.expert_layers``), shapes (n_rows,)."""
+    return experts.expert_layers(columns(rows, "moe"))
 
 
 def fit_grouped(
@@ -112,7 +79,7 @@ def fit_grouped(
         with_blocks = device
         for name, block in _blocks(fit, kept, format).items():
             with_blocks = with_fit(with_blocks, name, block)
-        chosen_layers = {name: values[chosen] for name, values in layers.items()}
+        chosen_layers = {name: np.asarray(values)[chosen] for name, values in layers.items()}
         return np.asarray(moe_seconds(chosen_layers, format, alone(with_blocks), routing=routing))
 
     measured_s = column(rows, "us") * 1e-6

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import BYTES, estimate, operator
+from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.types import Cluster, Device, KernelFit, Num, Op
+from sextant.validate.prediction import operators
+from sextant.validate.prediction.vocabulary import KINDS, filled
 
 Row = Mapping[str, str | float]
 Array = NDArray[np.float64]
@@ -63,6 +65,12 @@ def column(rows: Sequence[Row], name: str, default: float | None = None) -> Arra
     if missing and default is None:
         raise InputError(f"row {missing[0]}: the column {name!r} is absent; add it to the kernel cases")
     return np.asarray([default if cell == "" else float(cell) for cell in cells], dtype=np.float64)
+
+
+def columns(rows: Sequence[Row], kind: str) -> dict[str, Array]:
+    """The columns of a kind of case (``vocabulary.KINDS``) with its defaults; InputError if a needed one is absent."""
+    needed = KINDS[kind].needed
+    return filled(KINDS[kind], lambda name: column(rows, name, None if name in needed else np.nan))
 
 
 def held_out(keys: Sequence[object], share: float = 0.2) -> NDArray[np.bool_]:
@@ -144,14 +152,10 @@ MANY_BOUNDS = {
 }  # fmt: skip
 MANY_FIXED = {"write_cost": 1.0, "l2_share": 0.0, "l2_speedup": 1.0}
 
-#: Bytes read and written per element of the operators that only move data, in units of their element size.
-_MOVES: Mapping[str, tuple[float, float]] = {"copy": (1, 1), "rmsnorm": (1, 1), "swiglu": (2, 1), "add": (2, 1)}
-
 
 def moved_bytes(rows: Sequence[Row]) -> tuple[Array, Array]:
     """Bytes read and written per row, shapes (n_rows,): from read_bytes and write_bytes where a row has them, else
-    from the operator: ``copy`` (bytes), ``rmsnorm``, ``add`` (n_tokens, hidden), ``swiglu`` (n_tokens, expert_ffn),
-    ``cast`` (n_tokens, hidden; BF16 to FP8 with a scale per 128)."""
+    from the operator (``prediction.operators.moved_bytes``)."""
     pairs = [_moved(row) for row in rows]
     return np.asarray([p[0] for p in pairs]), np.asarray([p[1] for p in pairs])
 
@@ -160,16 +164,11 @@ def _moved(row: Row) -> tuple[float, float]:
     if row.get("read_bytes", "") != "":
         return float(row["read_bytes"]), float(row["write_bytes"])
     op = str(row["op"])
-    if op == "copy":
-        return float(row["bytes"]), float(row["bytes"])
-    width = float(row["expert_ffn"] if op == "swiglu" else row["hidden"])
-    elements = float(row["n_tokens"]) * width
-    if op == "cast":
-        return BYTES["bf16"] * elements, BYTES["fp8_block"] * elements
-    if op not in _MOVES:
-        raise InputError(f"{op!r} is not a memory-bound operator; choose one of cast, {', '.join(sorted(_MOVES))}")
-    size = BYTES[str(row.get("format") or "bf16")]
-    return _MOVES[op][0] * size * elements, _MOVES[op][1] * size * elements
+    if op not in STREAMING and op not in MOVING:
+        raise InputError(f"{op!r} is not a memory-bound operator; choose one of {', '.join(sorted(STREAMING))}")
+    shape = {name: float(row[name]) for name in KINDS[op].needed}
+    read, write = operators.moved_bytes(op, shape, str(row.get("format") or "bf16"), str(row.get("variant", "")))
+    return float(read), float(write)
 
 
 #: Kinds of access with a block of their own, and the measured operators that show them.
@@ -188,6 +187,10 @@ def of_variant(rows: Sequence[Row], variant: str) -> list[Row]:
     """The rows that a block is fitted to: those of its operators, of streaming ones for ""."""
     ops = VARIANTS.get(variant, STREAMING)
     return [row for row in rows if row.get("variant") != "memcpy" and (row["op"] in ops or _exact(row) in ops)]
+
+
+#: Memory-bound operators that do not stream.
+MOVING = ("permute", "requant_transpose", "rmsnorm_backward", "routing")
 
 
 def _exact(row: Row) -> str:

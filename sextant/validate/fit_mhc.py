@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import estimate, fit_of, operator
+from sextant.simulator.kernels import estimate, fit_of
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, errors, solve, with_fit
+from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, errors, solve, with_fit
+from sextant.validate.prediction import operators
 
 Predict = Callable[[KernelFit, NDArray[np.bool_]], Array]
 
@@ -48,11 +49,7 @@ def fit_mhc(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitte
 
 def mhc_op(rows: Sequence[Row], kind: str) -> Op:
     """All rows of one kernel as one operator; 4 streams and 20 iterations where a row does not say."""
-    shape = {
-        "n_tokens": column(rows, "n_tokens"), "hidden": column(rows, "hidden"),
-        "n_streams": column(rows, "n_streams", 4.0), "sinkhorn_iters": column(rows, "sinkhorn_iters", 20.0),
-    }  # fmt: skip
-    return operator(kind, kind, "bf16", shape)
+    return operators.streams(kind, columns(rows, kind))
 
 
 def _fit(kind: str, rows: Sequence[Row], device: Device, source: str) -> Fitted:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sextant.simulator.kernels import estimate, operator
+from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit
 from sextant.validate.fit_gemm import COEFFICIENTS, sourced
-from sextant.validate.fit_memory import Array, Fitted, Row, alone, column, held_out, solve, with_fit
+from sextant.validate.fit_memory import Array, Fitted, Row, alone, column, columns, held_out, solve, with_fit
+from sextant.validate.prediction import operators
 
 NAME = "gemm_fp8_block_wgrad"
 
@@ -34,12 +35,12 @@ def fit_wgrad(rows: Sequence[Row], device: Device, source: str = "") -> Fitted:
     """The block ``gemm_fp8_block_wgrad`` from rows with m, n, k, us; whole (m, n) sites are held out."""
     rows = [row for row in rows if is_row(row)]
     measured_s = column(rows, "us") * 1e-6
-    shape = {name: column(rows, name) for name in ("m", "n", "k")}
+    shape = columns(rows, "gemm")
     test = held_out([(row["m"], row["n"]) for row in rows], HELD_OUT_SHARE)
 
     def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
         sizes = {name: values[chosen] for name, values in shape.items()}
-        op = operator("gemm", "wgrad", "fp8_block", sizes, variant="wgrad_fresh")
+        op = operators.gemm(sizes, "fp8_block", "wgrad")
         return np.asarray(estimate(op, alone(with_fit(device, NAME, fit))).seconds)
 
     bounds = {name: COEFFICIENTS["fp8_block"][name] for name in _FITTED}

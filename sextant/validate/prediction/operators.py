@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op
 
 Columns = Mapping[str, Num]
+Array = NDArray[np.float64]
 
 #: Libraries whose FP8 products take FP8 operands. A case that names none is a library call as serving engines make it:
 #: it takes BF16 activations and converts them first.
@@ -22,9 +24,15 @@ BARE = ("cublas", "cublaslt", "cutlass", "deepgemm", "deep_gemm")
 #: GPUs of one node in every cluster of the catalogue.
 PER_NODE = 8.0
 
+#: Nodes that a token of DeepSeek-V3 may spread over, and what DeepEP's own tests allow.
+MAX_NODES = 4.0
+
 #: Bytes that AdamW reads and writes per parameter: FP32 weight and gradient, two BF16 moments in; FP32 weight, both
 #: moments and the BF16 weight out.
 ADAM_READ_BYTES, ADAM_WRITE_BYTES = 12.0, 10.0
+
+#: Columns of attention with materialised heads.
+ATTENTION = ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim", "causal")
 
 #: Elements read and written per element of the width, of operators whose tensors all have the case's format.
 STREAMED: Mapping[str, tuple[float, float]] = {
@@ -48,9 +56,7 @@ def gemm(c: Columns, format: str, variant: str = "", library: str = "") -> Op:
         names = {"wgrad": "wgrad_fresh", "wgrad_bf16": "wgrad_bf16"}
         return operator("gemm", "gemm", format, shape, variant=names[variant] if format == "fp8_block" else "")
     converts = variant == "from_bf16" or (not variant and library not in BARE)
-    return operator(
-        "gemm", "gemm", format, shape, variant="from_bf16" if converts and format.startswith("fp8") else ""
-    )
+    return operator("gemm", "gemm", format, shape, variant="from_bf16" if converts and format.startswith("fp8") else "")
 
 
 def grouped_gemm(c: Columns, format: str, variant: str = "") -> Op:
@@ -64,11 +70,10 @@ def grouped_gemm(c: Columns, format: str, variant: str = "") -> Op:
 
 def attention(c: Columns, format: str = "bf16", direction: str = "forward") -> Op:
     """Attention with materialised heads."""
-    names = ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim", "causal")
-    return operator("attention", "attention", format, {name: c[name] for name in names}, variant=direction)
+    return operator("attention", "attention", format, {name: c[name] for name in ATTENTION}, variant=direction)
 
 
-def latent_prefill(c: Columns) -> dict[str, Num]:
+def latent_prefill(c: Mapping[str, Array]) -> dict[str, Array]:
     """The columns of ``attention`` for latent attention with keys and values expanded to every head."""
     width = c["qk_nope_head_dim"] + c["qk_rope_head_dim"]
     return {**c, "head_dim": width, "kv_heads": c["heads"]}
@@ -108,25 +113,30 @@ def convolution(c: Columns, format: str, variant: str = "") -> Op:
     return operator("conv2d", "conv2d", format, shape, variant="depthwise" if deep else variant)
 
 
-def collective(op: str, c: Columns, format: str) -> Op:
-    """A collective of ``message_elements`` elements of ``format`` (int8: one byte)."""
-    size = 1.0 if format == "int8" else BYTES[format]
+def message_bytes(format: str) -> float:
+    """Bytes of one element of a message (int8: one)."""
+    return 1.0 if format == "int8" else BYTES[format]
+
+
+def collective(op: str, c: Columns, element_bytes: Num) -> Op:
+    """A collective of ``message_elements`` elements of so many bytes each."""
     shape = {
-        "n_gpus": c["n_gpus"], "n_gpus_per_node": c["n_gpus_per_node"], "message_bytes": c["message_elements"] * size,
+        "n_gpus": c["n_gpus"], "n_gpus_per_node": c["n_gpus_per_node"],
+        "message_bytes": c["message_elements"] * element_bytes,
     }  # fmt: skip
     return operator("collective", "collective", "bf16", shape, variant=op)
 
 
-def exchange(op: str, c: Columns, mode: str, format: str = "") -> Op:
+def exchange(op: str, c: Columns, mode: str | NDArray[np.str_], format: str = "") -> Op:
     """``ep_dispatch`` (FP8 with a scale per 128 unless ``format`` says otherwise) or ``ep_combine`` (BF16).
 
-    Groups fill whole nodes of eight where ``n_nodes`` is zero; the wait in which devices agree on sizes is not
-    included.
+    ``mode`` is normal or low_latency, one for all rows or one each. Groups fill whole nodes of eight where ``n_nodes``
+    is zero; the wait in which devices agree on sizes is not included.
     """
     n_nodes = np.where(np.asarray(c["n_nodes"]) > 0, c["n_nodes"], np.ceil(c["n_gpus"] / PER_NODE))
     shape = {name: c[name] for name in ("n_tokens", "hidden", "top_k", "n_experts", "n_gpus", "n_sms", "max_nodes")}
     shape |= {
-        "n_gpus_per_node": c["n_gpus"] / n_nodes, "mode": np.full_like(c["n_gpus"], float(mode == "low_latency")),
+        "n_gpus_per_node": c["n_gpus"] / n_nodes, "mode": np.zeros_like(c["n_gpus"]) + (mode == "low_latency"),
     }  # fmt: skip
     variant = op.removeprefix("ep_")
     return operator(

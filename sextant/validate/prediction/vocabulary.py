@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import nearest
+from sextant.validate.prediction.operators import MAX_NODES, PER_NODE
 
 Array = NDArray[np.float64]
 
@@ -57,12 +58,13 @@ def _back(*needed: str, formats: tuple[str, ...] = HALF) -> CaseKind:
 
 
 _COLLECTIVE = CaseKind(
-    needed=("n_gpus", "message_elements"), formats=MESSAGES, defaults={"n_gpus_per_node": 8.0}, variants=None
+    needed=("n_gpus", "message_elements"), formats=MESSAGES, defaults={"n_gpus_per_node": PER_NODE}, variants=None
 )
 _EXCHANGE = CaseKind(
     needed=("n_gpus", "n_tokens", "hidden", "top_k", "n_experts"),
-    # DeepEP's own default of SMs; the four nodes that DeepSeek-V3 lets a token spread over.
-    defaults={"n_nodes": 0.0, "n_sms": 20.0, "max_nodes": 4.0}, formats=("fp8_block", "bf16", "fp8"), variants=None,
+    # 20 SMs: DeepEP's own default.
+    defaults={"n_nodes": 0.0, "n_sms": 20.0, "max_nodes": MAX_NODES}, variants=None,
+    formats=("fp8_block", "bf16", "fp8"),
 )  # fmt: skip
 
 KINDS: Mapping[str, CaseKind] = {
