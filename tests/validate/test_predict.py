@@ -218,6 +218,15 @@ def test_a_whole_layer_takes_longer_than_its_experts():
     assert experts == pytest.approx(1e6 * moe_seconds(expert_layers(c), "bf16", H100, routing="exact")[0])
 
 
+def test_experts_have_a_gate_unless_the_case_says_otherwise():
+    """No shape is special: a case without a gate says so, and saves a third of the products' FLOPs."""
+    big = {"n_tokens": 65536, "hidden": 8192, "expert_ffn": 5120}
+    gated, ungated = predicted(case("moe", **big), case("moe", **big, variant="ungated")).us
+    assert 0.6 < ungated / gated < 0.75
+    nearby = predicted(case("moe", **{**big, "expert_ffn": 5248})).us[0]
+    assert nearby / gated == pytest.approx(5248 / 5120, abs=0.02)
+
+
 def test_cells_are_read_as_numbers():
     assert list(numbers(["1", " 2 ", "3e1"]).values) == [1, 2, 30]
     found = numbers(["1", "", "x", "nan", "-inf"])
@@ -241,6 +250,16 @@ def test_every_gpu_of_the_catalogue_predicts():
     for name in device_names():
         found = predicted(*[case(kind) for kind in sorted(KINDS)], cluster=single_kernel_cluster(name))
         assert not any(found.error)
+
+
+def test_a_format_that_the_gpu_lacks_is_told():
+    """An A100 has no FP8: a product in it is no kernel there, in BF16 it is; a cast only moves bytes."""
+    fp8, block, bf16, cast = (case("gemm", format="fp8"), case("moe", format="fp8_block"), case("gemm"), case("cast"))
+    found = predicted(fp8, block, bf16, cast, cluster=single_kernel_cluster("a100-80gb"))
+    assert found.error[0] == "format: a100-80gb has no tensor cores for fp8; give bf16 or fp16"
+    assert "fp8_block" in found.error[1]
+    assert list(found.error[2:]) == ["", ""]
+    assert not any(predicted(fp8, block, bf16, cast).error)
 
 
 def test_an_unknown_gpu_offers_the_nearest():

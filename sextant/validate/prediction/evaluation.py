@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from sextant.hwmodels import cluster as cluster_named
 from sextant.hwmodels import device as device_named
-from sextant.simulator.kernels import estimate
+from sextant.simulator.errors import InputError
+from sextant.simulator.kernels import PEAK, estimate
 from sextant.simulator.kernels.attention import DECODE_ROWS
 from sextant.simulator.types import PROVENANCES, Cluster, Estimate
 from sextant.validate.prediction import operators
@@ -19,6 +20,9 @@ from sextant.validate.prediction.vocabulary import CaseKind
 
 Columns = Mapping[str, NDArray[np.float64]]
 Text = Mapping[str, str]
+
+#: Operators whose format is that of tensor cores.
+PRODUCTS = ("gemm", "grouped_gemm", "moe", "attention", "mla", "conv2d")
 
 #: Factors on the interval of a copy between host and device, which takes the rates of a kernel that reads host memory.
 HOST_COPY_LOW, HOST_COPY_HIGH = 0.7, 1.4
@@ -61,6 +65,8 @@ def regimes(text: Text, c: Columns) -> NDArray[np.int64] | None:
 def timed(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
     """The estimate of rows of one kind and regime; columns (n_rows,). ValueError says why there is none."""
     op, direction = text["op"], text["direction"] or "forward"
+    if op in PRODUCTS:
+        _check_format(format, cluster)
     if op in _SPECIAL:
         return _SPECIAL[op](text, format, c, cluster)
     if op.startswith("ep_"):
@@ -70,6 +76,14 @@ def timed(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
     if "n_streams" in c:
         return estimate(operators.streams(op, c, direction), cluster)
     return estimate(operators.moved(op, c, format, text["variant"]), cluster)
+
+
+def _check_format(format: str, cluster: Cluster) -> None:
+    """InputError where the GPU has no tensor cores for ``format``: a step of a model may fall back to BF16, but a case
+    asks for this very kernel."""
+    device = cluster.device
+    if PEAK.get(format, format) not in device.peak_flops_per_s:
+        raise InputError(f"format: {device.name} has no tensor cores for {format}; give bf16 or fp16")
 
 
 def _gemm(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
@@ -93,7 +107,8 @@ def _latent(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
 
 
 def _experts(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
-    found = moe_estimate(c, format, text["routing"], cluster)
+    gates = 1.0 if text["variant"] == "ungated" else 2.0
+    found = moe_estimate(c, format, text["routing"], cluster, gates=gates)
     if text["variant"] != "layer":
         return found
     # The whole layer: scores of all experts, and their selection, before the experts.

@@ -3,10 +3,10 @@
 Time is two grouped products plus an explicit overhead, the block ``moe_<format>`` (see ``validate.fit_grouped``).
 
 Under ``routing`` power_law_A an expert's share is drawn with density x^-A between one token and 0.8 of all of them (or
-0.01 and 2 where pairs are fewer than experts), as the kernel database and its like do; the device that counts is the
-one with most pairs. Its load is the mean plus what the largest of ``expert_parallel`` sums of normal spread exceeds it
-by; experts whose share rounds to no token are not read. No skewed row took part in any fit: the estimate counts as
-assumed, its interval is wider.
+0.01 and 2 where pairs are no more than experts): the sampler of aiconfigurator's collector (power_law_logits_v3); the
+device that counts is the one with most pairs. Its load is the mean plus what the largest of ``expert_parallel`` sums
+of normal spread exceeds it by; experts whose share rounds to no token are not read. No skewed row took part in any fit:
+the estimate counts as assumed, its interval is wider.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from sextant.simulator.kernels import estimate, fit_of, operator
 from sextant.simulator.kernels.tiles import BORROWED, LENDERS
 from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
 
-#: Layers whose rows take two thirds of the time of a gated one: their experts have no gate (hidden, expert_ffn).
-UNGATED = ((2048, 5120), (8192, 5120), (2688, 1856))
-
 #: Factors on the interval of skewed routing: assumed.
 SKEWED_LOW, SKEWED_HIGH = 0.7, 1.5
 
@@ -31,17 +28,15 @@ SKEWED_LOW, SKEWED_HIGH = 0.7, 1.5
 _BLOM = 0.375
 
 
-def expert_layers(c: Mapping[str, Num]) -> dict[str, Num]:
+def expert_layers(c: Mapping[str, Num], gates: float = 2.0) -> dict[str, Num]:
     """What one device computes, shapes (n_rows,): groups, tokens_per_group, pairs, n_tokens, hidden, width (of one
-    expert on one device) and gates (2 columns of the up product per width element, 1 where there is no gate)."""
+    expert on one device) and ``gates`` (2 columns of the up product per width element, 1 where experts have no gate).
+    """
     hidden, ffn, ranks = c["hidden"], c["expert_ffn"], c["expert_parallel"]
     groups, pairs = c["n_experts"] / ranks, c["n_tokens"] * c["top_k"] / ranks
-    ungated = np.zeros(np.shape(hidden), dtype=bool)
-    for known_hidden, known_ffn in UNGATED:
-        ungated = ungated | ((np.asarray(hidden) == known_hidden) & (np.asarray(ffn) == known_ffn))
     return {
         "groups": groups, "tokens_per_group": pairs / groups, "pairs": pairs, "n_tokens": c["n_tokens"],
-        "hidden": hidden, "width": ffn / c["tensor_parallel"], "gates": np.where(ungated, 1.0, 2.0),
+        "hidden": hidden, "width": ffn / c["tensor_parallel"], "gates": np.full(np.shape(hidden), gates),
     }  # fmt: skip
 
 
@@ -121,12 +116,12 @@ def layer_fit(device: Device, format: str) -> KernelFit:
     return fit_of(device, f"moe_{format}")
 
 
-def moe_estimate(c: Mapping[str, Num], format: str, routing: str, cluster: Cluster) -> Estimate:
+def moe_estimate(c: Mapping[str, Num], format: str, routing: str, cluster: Cluster, *, gates: float = 2.0) -> Estimate:
     """The experts of a case under ``routing``: ``balanced``, ``random`` or ``power_law_A``; ValueError otherwise.
 
     The interval is that of whole measured layers.
     """
-    layers, exponent = expert_layers(c), _exponent(routing)
+    layers, exponent = expert_layers(c, gates), _exponent(routing)
     fit = layer_fit(cluster.device, format)
     if exponent is not None:
         layers = most_loaded({**layers, "ranks": c["expert_parallel"]}, exponent)

@@ -95,7 +95,7 @@ KINDS: Mapping[str, CaseKind] = {
     "mla:decode": CaseKind(needed=("batch", "heads", "kv_len"), defaults={"q_len": 1.0, **_LATENT}, variants=None),
     "moe": CaseKind(
         needed=("n_tokens", "hidden", "expert_ffn", "top_k", "n_experts"), formats=MATRIX,
-        defaults={"tensor_parallel": 1.0, "expert_parallel": 1.0}, variants=("", "layer"),
+        defaults={"tensor_parallel": 1.0, "expert_parallel": 1.0}, variants=("", "layer", "ungated"),
     ),
     "rmsnorm": _rows("n_tokens", "hidden", formats=PLAIN), "layernorm": _rows("n_tokens", "hidden", formats=PLAIN),
     "gelu": _rows("n_tokens", "hidden", formats=PLAIN), "add": _rows("n_tokens", "hidden", formats=PLAIN),
