@@ -12,7 +12,7 @@ from typing import Any
 from sextant.simulator import paths
 from sextant.simulator.errors import InputError, Problem, nearest
 from sextant.studies import yaml_source
-from sextant.studies.fields import convert, find, shown
+from sextant.studies.fields import convert, find, quantity, shown
 from sextant.studies.files import save
 from sextant.studies.yaml_source import Source
 from sextant.workloads import models
@@ -47,7 +47,11 @@ def named(name: str) -> Transformer:
 
 
 def load(path: str | Path) -> Transformer:
-    """The model that a YAML file describes, whole or as changes to a ``base`` of the catalogue."""
+    """The model that a YAML file describes, whole or as changes to a ``base`` of the catalogue.
+
+    Changes make another model: it is called as the file says, or as the file is; it has no published figures but those
+    the file gives; and the source of each changed field is its line in the file.
+    """
     source = yaml_source.read(path)
     if not isinstance(source.data, dict):
         raise InputError(_problem(source, (), f"expected `field: value` lines, got {shown(source.data)}"))
@@ -58,25 +62,43 @@ def load(path: str | Path) -> Transformer:
         try:
             if not isinstance(base, str):
                 raise InputError(f"expected the name of a model, got {shown(base)}")
-            record = models.model(base)
+            record = paths.put(_unpublished(models.model(base)), "name", Path(path).stem)
         except InputError as error:
             raise InputError(*(_problem(source, ("base",), p.message) for p in error.problems)) from None
     for name in (n for n in _REQUIRED if base is None and n not in data):
         problems.append(_problem(source, (), "is missing; every model has it, or a `base`", name))
-    for key, raw in data.items():
-        record = _put(record, key, raw, source, problems)
+    # Sources come last: what the file says of them counts more than the lines of its fields.
+    for key in sorted(data, key=lambda key: key == "source"):
+        record = _put(record, key, data[key], source, problems)
+        if base is not None and key not in ("name", "source", "official"):
+            record = _from_line(record, key, data[key], source)
     if problems:
         raise InputError(*sorted(problems, key=lambda p: (p.line, p.column)))
-    return paths.put(record, "official", {}) if base is not None and "official" not in data else record
+    return record
+
+
+def _unpublished(model: Transformer) -> Transformer:
+    """``model`` without its publisher's figures and their sources."""
+    kept = {key: text for key, text in model.source.items() if not key.startswith("official.")}
+    return paths.put(paths.put(model, "official", {}), "source", kept)
+
+
+def _from_line(record: Transformer, key: str, raw: Any, source: Source) -> Transformer:
+    """``record`` whose sources name the line of the file for what ``key`` sets, in place of the base's."""
+    for keys in [keys for keys, _ in _leaves(raw, (key,))] if isinstance(raw, Mapping) else [(key,)]:
+        line, _ = source.where(keys)
+        # A nested record's own sources are looked up before those of the model.
+        nested = len(keys) > 1 and isinstance(getattr(getattr(record, key, None), "source", None), Mapping)
+        path, field = (f"{key}.source", ".".join(keys[1:])) if nested else ("source", ".".join(keys))
+        said = {**paths.get(record, path), field: f"{Path(source.path).name}:{line}"}
+        record = paths.put(record, path, said)
+    return record
 
 
 def _put(record: Transformer, key: str, raw: Any, source: Source, problems: list[Problem]) -> Transformer:
     """``record`` with the field ``key`` set; a mapping sets the fields of a nested record."""
     if key in ("source", "official"):
-        if isinstance(raw, Mapping):
-            return paths.put(record, key, {str(k): v if key == "official" else str(v) for k, v in raw.items()})
-        problems.append(_problem(source, (key,), f"expected `key: value` lines, got {shown(raw)}"))
-        return record
+        return _said(record, key, raw, source, problems)
     leaves = _leaves(raw, (key,)) if isinstance(raw, Mapping) else [((key,), raw)]
     for keys, value in leaves:
         path = ".".join(keys)
@@ -89,6 +111,25 @@ def _put(record: Transformer, key: str, raw: Any, source: Source, problems: list
         except InputError as error:
             problems += [_problem(source, keys, p.message) for p in error.problems]
     return record
+
+
+def _said(record: Transformer, key: str, raw: Any, source: Source, problems: list[Problem]) -> Transformer:
+    """``record`` with the sources (texts) or official figures (numbers) that a file gives added to its own."""
+    if not isinstance(raw, Mapping):
+        problems.append(_problem(source, (key,), f"expected `key: value` lines, got {shown(raw)}"))
+        return record
+    said = dict(getattr(record, key))
+    for name, value in raw.items():
+        try:
+            if key == "official":
+                said[name] = float(quantity(value, ""))
+            elif isinstance(value, str):
+                said[name] = value
+            else:
+                raise InputError(f"expected text, got {shown(value)}; put it in quotes")
+        except InputError as error:
+            problems += [_problem(source, (key, name), p.message) for p in error.problems]
+    return paths.put(record, key, said)
 
 
 def _leaves(raw: Mapping[Any, Any], keys: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
@@ -107,12 +148,14 @@ def _problem(source: Source, keys: tuple[str, ...], message: str, key: str = "")
 def imported(path: str | Path, name: str = "") -> Imported:
     """The model of a Hugging Face config.json; faults carry the line of their key."""
     path = Path(path)
+    text = ""
     try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise InputError(f"{path}: {size:,} bytes are no config.json; give the model's config")
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise InputError(Problem(message=f"{size:,} bytes are no config.json; give the model's config"))
         text = path.read_text(encoding="utf-8")
-        config = json.loads(text)
+        config = json.loads(text, object_pairs_hook=_once)
+    except InputError as error:
+        raise InputError(*(_placed(p, path, text, last=True) for p in error.problems)) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a config.json") from None
     except UnicodeDecodeError:
@@ -128,10 +171,21 @@ def imported(path: str | Path, name: str = "") -> Imported:
         raise InputError(*(_placed(p, path, text) for p in error.problems)) from None
 
 
-def _placed(problem: Problem, path: Path, text: str) -> Problem:
-    """``problem`` at the first line that has its key."""
-    for number, line in enumerate(text.splitlines(), start=1) if problem.key else ():
-        column = line.find(f'"{problem.key}"')
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of ``pairs``; InputError for a key given twice, of which JSON would silently keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(Problem(key=twice, message="is given twice; keep one"))
+    return found
+
+
+def _placed(problem: Problem, path: Path, text: str, *, last: bool = False) -> Problem:
+    """``problem`` at the first line that has its key, or at the ``last``."""
+    lines = list(enumerate(text.splitlines(), start=1))
+    for number, line in (reversed(lines) if last else lines) if problem.key else ():
+        column = line.rfind(f'"{problem.key}"') if last else line.find(f'"{problem.key}"')
         if column >= 0:
             return Problem(
                 path=str(path), line=number, column=column + 1, key=problem.key, message=problem.message

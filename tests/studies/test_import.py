@@ -83,7 +83,26 @@ def test_a_model_file_may_change_a_model_of_the_catalogue(tmp_path):
     path.write_text("base: deepseek-vl2\nname: mine\nn_routed_experts: 1e2\nvision: {max_tiles: 4}\n")
     found, base = model_file.load(path), models.model("deepseek-vl2")
     assert found.vision.max_tiles == 4.0 and found.n_routed_experts == 100.0 and not found.official
-    assert replace(found, name=base.name, vision=base.vision, n_routed_experts=72.0, official=base.official) == base
+    assert found.vision.source["max_tiles"] == "mine.yaml:4"
+    assert replace(
+        found, name=base.name, vision=base.vision, n_routed_experts=72.0, official=base.official, source=base.source
+    ) == base  # fmt: skip
+
+
+def test_a_changed_model_does_not_pass_for_its_base(tmp_path):
+    """Its own name, no published figures, and its own lines as the source of what it changes."""
+    path = tmp_path / "wide.yaml"
+    path.write_text("base: deepseek-v3\nn_routed_experts: 512\nnum_nextn_predict_layers: 2\n")
+    found, base = model_file.load(path), models.model("deepseek-v3")
+    assert found.name == "wide" and not found.official
+    assert found.source[""] == base.source[""]
+    assert (
+        found.source["n_routed_experts"] == "wide.yaml:2" and found.source["num_nextn_predict_layers"] == "wide.yaml:3"
+    )
+    assert not any(key.startswith("official") for key in found.source)
+    path.write_text("base: deepseek-v3\nsource: {n_group: my notes}\nn_group: 4\nofficial: {n_parameters: 26.7e9}\n")
+    found = model_file.load(path)
+    assert found.source["n_group"] == "my notes" and found.official == {"n_parameters": 26.7e9}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +115,8 @@ def test_a_model_file_may_change_a_model_of_the_catalogue(tmp_path):
         ("base: deepseek-v3\nattention: mha\n", ["2:12: attention: unknown value 'mha'"]),
         ("- a\n", ["expected `field: value` lines, got"]),
         ("base: deepseek-v3\nsource: me\n", ["2:9: source: expected `key: value` lines"]),
+        ("base: deepseek-v3\nsource: {n_group: 3}\n", ["2:19: source.n_group: expected text, got 3"]),
+        ("base: deepseek-v3\nofficial: {n_parameters: many}\n", ["2:26: official.n_parameters: "]),
         ("base: deepseek-v3\nhidden_size: 1\nhidden_size: 2\n", ["hidden_size"]),
     ],
 )  # fmt: skip
@@ -117,7 +138,9 @@ def test_faults_of_a_model_file_have_their_places(text, messages, tmp_path):
     ("content", "message"),
     [
         (b"{", ":1:2: is not JSON"), (b"\xff\xfe", "is not text"), (b"[1]", "expected the object of a config.json"),
-        (b"[" * 100_000, "is not a"), (b'{"model_type": "gpt9"}', ":1:2: model_type: architecture 'gpt9' is not known"),
+        (b"[" * 100_000, "is not a"),
+        (b'{"model_type": "llama",\n "vocab_size": 1,\n "vocab_size": 2}', ":3:2: vocab_size: is given twice"),
+        (b'{"model_type": "gpt9"}', ":1:2: model_type: architecture 'gpt9' is not known"),
     ],
 )  # fmt: skip
 def test_a_broken_config_is_one_clear_error(content, message, tmp_path):

@@ -20,6 +20,7 @@ LATENT = {
     **DENSE, "num_key_value_heads": 8, "q_lora_rank": 96, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16, "v_head_dim": 24, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,
     "moe_intermediate_size": 128, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2,
+    "num_nextn_predict_layers": 0,
 }  # fmt: skip
 SMALL = {
     "llama": DENSE, "qwen2": DENSE, "qwen3": {**DENSE, "head_dim": 64},
@@ -69,6 +70,18 @@ def test_genuine_configs_count_as_their_classes(path):
     assert int(parameters.n_parameters(import_config(config, path.stem).model)) == reference(config)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [kind for kind in SMALL if kind != "kimi_k2"])
+def test_configs_that_the_public_library_saves_are_read(kind):
+    """It writes keys under names of its own, and many that change nothing."""
+    transformers = pytest.importorskip("transformers")
+    saved = json.loads(transformers.AutoConfig.for_model(kind, **SMALL[kind]).to_json_string(use_diff=False))
+    config = {"model_type": kind, **SMALL[kind]}
+    found = import_config(saved, "small")
+    assert found.model == import_config(config, "small").model
+    assert "rms_norm_eps" in found.unused and not {"num_experts", "num_local_experts"} & set(found.unused)
+
+
 @pytest.mark.skipif(not FILES, reason="no folder shared/hf_configs beside the repository")
 def test_the_config_of_deepseek_v3_is_the_model_of_the_catalogue():
     """Field by field, but for what people wrote about it."""
@@ -102,7 +115,23 @@ def test_keys_that_change_nothing_are_listed():
         ({"model_type": "mixtral", **SMALL["mixtral"], "sliding_window": 4096}, "window: expected None, got 4096"),
         ({"model_type": "deepseek_v3", **LATENT, "attention_bias": True}, "attention_bias: expected False"),
         ({"model_type": "deepseek_v3", **LATENT, "moe_layer_freq": 2}, "moe_layer_freq: expected 1"),
-        ({"model_type": "deepseek_v3", **LATENT, "topk_method": "best"}, "topk_method: unknown value 'best'"),
+        ({"model_type": "deepseek_v3", **LATENT, "topk_method": "best"}, "topk_method: expected 'noaux_tc'"),
+        ({"model_type": "deepseek_v3", **LATENT, "topk_method": "greedy"}, "topk_method: expected 'noaux_tc'"),
+        ({"model_type": "deepseek_v2", **LATENT, "topk_method": "best"}, "topk_method: unknown value 'best'"),
+        ({"model_type": "deepseek_v2", **LATENT, "mlp_bias": True}, "mlp_bias: expected False or None, got True"),
+        ({"model_type": "llama", **DENSE, "layer_types": ["sliding_attention"]}, "layer_types: expected full_att"),
+        ({"model_type": "qwen2", **DENSE, "use_sliding_window": True}, "use_sliding_window: expected False"),
+        ({"model_type": "qwen3_moe", **SMALL["qwen3_moe"], "n_shared_experts": 1}, "n_shared_experts: a qwen3_moe"),
+        ({"model_type": "mixtral", **SMALL["mixtral"], "num_nextn_predict_layers": 1}, "num_nextn_predict_layers: a m"),
+        ({"model_type": "qwen3_moe", **SMALL["qwen3_moe"], "num_local_experts": 9}, "num_experts says 8, got 9"),
+        ({"model_type": "deepseek_v3", **LATENT, "num_experts_per_tok": 5}, "num_experts_per_tok: a token has 4"),
+        ({"model_type": "deepseek_v3", **LATENT, "n_group": 3}, "n_group: must divide the 8 routed experts, got 3"),
+        ({"model_type": "deepseek_v3", **LATENT, "topk_group": 5}, "topk_group: must be at most n_group, 4, got 5"),
+        ({"model_type": "deepseek_v3", **LATENT, "first_k_dense_replace": 4}, "first_k_dense_replace: must be at most"),
+        ({"model_type": "llama", **DENSE, "num_key_value_heads": 3}, "num_key_value_heads: must divide"),
+        ({"model_type": "llama", **DENSE, "num_key_value_heads": 0}, "num_key_value_heads: expected 1 to"),
+        ({"model_type": "llama", **DENSE, "head_dim": 0}, "head_dim: expected 1 to"),
+        ({"model_type": "llama", **DENSE, "hidden_size": 250}, "hidden_size: without head_dim it must be a multiple"),
         ({"model_type": "llama", **DENSE, "hidden_size": "4096"}, "hidden_size: expected a whole number, got '4096'"),
         ({"model_type": "llama", **DENSE, "hidden_size": True}, "hidden_size: expected a whole number, got True"),
         ({"model_type": "llama", **DENSE, "hidden_size": 0}, r"hidden_size: expected 1 to 1e\+09, got 0"),
@@ -120,4 +149,34 @@ def test_everything_that_is_missing_is_named_at_once():
     """Not one after the other."""
     with pytest.raises(InputError) as raised:
         import_config({"model_type": "deepseek_v3"}, "x")
-    assert {problem.key for problem in raised.value.problems} == set(FAMILIES["deepseek_v3"].required)
+    family = FAMILIES["deepseek_v3"]
+    assert {problem.key for problem in raised.value.problems} == {*family.required, *family.stated}
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, found in FAMILIES.items() for key in found.stated])
+def test_a_key_for_which_the_class_has_a_number_of_its_own_must_be_stated(kind, key):
+    """Left out, DeepseekV3Config takes q_lora_rank 1536 and Qwen2Config 32 key-value heads, of whatever model."""
+    config = {"model_type": kind, **SMALL[kind]}
+    config.pop(key, None)
+    with pytest.raises(InputError, match=f"{key}: is missing"):
+        import_config(config, "x")
+    nothing = import_config({**config, key: None, **({"topk_group": 1} if key == "n_group" else {})}, "x").model
+    expected = {**FAMILIES[kind].stated, "num_key_value_heads": config["num_attention_heads"]}[key]
+    assert getattr(nothing, key) == expected
+
+
+def test_a_greedy_router_reads_no_groups():
+    """As in the public class; and the import says so."""
+    found = import_config({"model_type": "deepseek_v2", **LATENT, "topk_method": "greedy"}, "x")
+    assert (found.model.n_group, found.model.topk_group) == (1.0, 1.0)
+    assert any("n_group and topk_group change nothing" in note for note in found.notes)
+    limited = import_config({"model_type": "deepseek_v2", **LATENT, "topk_method": "group_limited_greedy"}, "x")
+    assert (limited.model.n_group, limited.model.topk_group, limited.notes) == (4.0, 2.0, ())
+
+
+def test_defaults_that_follow_from_other_keys():
+    """Key-value heads and head size, where the class derives them too."""
+    config = {"model_type": "llama", **DENSE}
+    del config["num_key_value_heads"]
+    found = import_config(config, "x").model
+    assert found.num_key_value_heads == 8.0 and found.head_dim == 32.0
