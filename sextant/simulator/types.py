@@ -39,11 +39,27 @@ class Memory:
     source: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Correction:
+    """A learned factor on a kernel's seconds (``simulator.kernels.correction``).
+
+    ``features`` names the columns of ``scales`` (n_features,) and ``centres`` (n_centres, n_features); ``weights``
+    has shape (n_centres,).
+    """
+
+    features: tuple[str, ...]
+    scales: NDArray[np.float64]
+    centres: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFit:
     """Coefficients of one kernel's time model, and how far to trust them.
 
-    ``low`` and ``high`` are factors on the predicted seconds that hold 90% of held-out measurements.
+    ``low`` and ``high`` are factors on the predicted seconds that hold 90% of held-out measurements; ``correction`` is
+    what was learned beyond the physical model; ``held_out`` the errors on measurements that the fit has not seen
+    (``n_rows``, ``mape``, ``median``, ``p95``, ``bias``: shares of the measured time).
     """
 
     coefficients: Mapping[str, Num]
@@ -51,6 +67,8 @@ class KernelFit:
     high: float
     provenance: str
     source: str = ""
+    correction: Correction | None = None
+    held_out: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

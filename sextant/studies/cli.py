@@ -1,4 +1,4 @@
-"""The command line: ``sextant run | check | list | show | compare | import | predict | validate``.
+"""The command line: ``sextant run | check | list | show | compare | import | predict | measure | fit | validate``.
 
 stdout is the answer, stderr progress and warnings. Exit 0: answered; 1: nothing is feasible; 2: bad input.
 Libraries are imported inside the commands, so that ``--help`` and completion answer at once.
@@ -290,6 +290,18 @@ def measure(context: typer.Context) -> None:
         raise InputError(f"measure runs kernels of torch, and {remedy}") from error
     try:
         code = measuring.main(context.args)
+    except SystemExit as stopped:  # argparse has said what is wrong, or shown its help
+        code = stopped.code
+    raise typer.Exit(code if isinstance(code, int) else BAD_INPUT)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def fit(context: typer.Context) -> None:
+    """Fit kernel coefficients of a GPU to measured rows; sextant fit --help lists its options."""
+    from sextant.validate import fit as fitting
+
+    try:
+        code = fitting.main(context.args)
     except SystemExit as stopped:  # argparse has said what is wrong, or shown its help
         code = stopped.code
     raise typer.Exit(code if isinstance(code, int) else BAD_INPUT)

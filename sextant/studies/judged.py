@@ -1,4 +1,4 @@
-"""Every published figure that Sextant predicts, beside its prediction: sizes of models, then shipped scenarios."""
+"""Every published figure that Sextant predicts, beside its prediction: sizes of models, scenarios, single kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Num
 from sextant.studies import answer as answering
-from sextant.studies import catalogue, report
+from sextant.studies import catalogue, judged_kernels, report
 from sextant.validate import published
 from sextant.workloads import models, parameters
 from sextant.workloads.transformer import Transformer
@@ -15,6 +15,7 @@ from sextant.workloads.transformer import Transformer
 #: What the predictions of a group rest on, and to what it was fitted.
 _SIZES = "none"
 _TIMES = "kernel efficiencies, to H100 and H200 kernels; expert exchange, to DeepEP's benchmark"
+_KERNELS = "kernel efficiencies, to H100 and H200 kernels"
 
 #: The sequence length of the published FLOPs per token.
 _CONTEXT_TOKENS = 4096.0
@@ -56,7 +57,7 @@ def published_errors(prefix: str = "") -> list[dict[str, Any]]:
     ``inside`` says whether the figure lies in the prediction's 90% interval, None where the prediction is exact.
     Unconfirmed figures are left out. InputError if nothing is under ``prefix``.
     """
-    rows = {row["id"]: row for row in _sizes() + _scenarios()}
+    rows = {row["id"]: row for row in _sizes() + _scenarios() + _kernels()}
     chosen = [row for id, row in rows.items() if id.startswith(prefix)]
     if not chosen:
         groups = {id.rpartition(".")[0] for id in rows}
@@ -100,6 +101,13 @@ def _scenarios() -> list[dict[str, Any]]:
             for metric, pair in report.comparisons(found, groups=(group,)).items():
                 rows.append(_row(group, pair, _TIMES, exact=metric == "kv_bytes_per_token"))
     return rows
+
+
+def _kernels() -> list[dict[str, Any]]:
+    return [
+        _row(id.removesuffix(f".{pair.metric}"), pair, _KERNELS, exact=False)
+        for id, pair in judged_kernels.kernel_comparisons().items()
+    ]
 
 
 def _row(group: str, pair: published.Comparison, fitted: str, *, exact: bool) -> dict[str, Any]:

@@ -79,6 +79,10 @@ _COMPARED = (
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
 
 
+#: Units that the end of a name tells, the longest first.
+_SUFFIXES = ("flops_per_s", "bytes_per_s", "per_s", "bytes", "s")
+
+
 def names() -> tuple[str, ...]:
     """Every metric that constraints and objectives may use."""
     extra = ("tokens_per_s", "step_time_low_s", "step_time_high_s", "n_parameters")
@@ -102,11 +106,11 @@ def shown(name: str, value: float) -> str:
     metric = METRICS.get(name)
     if metric is not None and metric.percent:
         return f"{100 * value:.2f}%"
-    unit = metric.unit if metric else ("bytes" if name.endswith("_bytes") else "s" if name.endswith("_s") else "")
+    unit = metric.unit if metric else next((unit for unit in _SUFFIXES if name.endswith(f"_{unit}")), "")
     if unit == "s" and value >= 1:
         return f"{value:.3f} s"
-    if unit in ("", "usd"):
-        return f"{count(value)} {unit.upper()}".strip()
+    if unit in ("", "per_s", "usd"):
+        return f"{count(value)} {'USD' if unit == 'usd' else ''}".strip()
     return show(value, unit, metric.digits if metric else 4)
 
 

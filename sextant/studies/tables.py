@@ -231,16 +231,18 @@ def _difference(key: str, delta: float) -> str:
     return ("+" if delta > 0 else "-") + (text.replace("%", " points") if percent else text)
 
 
+def figure_name(id: str) -> str:
+    """A figure's id as the table prints it: without a metric that its unit tells."""
+    return id.removesuffix(".achieved_flops_per_s").removesuffix(".achieved_bytes_per_s").removesuffix(".kernel_s")
+
+
 def judged(rows: Sequence[Mapping[str, Any]]) -> str:
     """Published figures beside predictions, then the errors of each group; what was fitted is a footnote."""
     fits = dict.fromkeys(row["fitted"] for row in rows if row["fitted"] != "none")
     marks = {text: "*" * (i + 1) for i, text in enumerate(fits)}
-    table = grid("figure", ">predicted", ">published", ">error", "inside")
-    for row in rows:
-        name = _last(row["id"])
-        inside = {True: "yes", False: "no", None: ""}[row["inside"]]
-        cells = (row["id"], shown(name, row["predicted"]), shown(name, row["published"]), f"{100 * row['error']:+.2f}%")
-        add(table, (*cells, inside + marks.get(row["fitted"], "")))
+    single = [row["id"] != figure_name(row["id"]) for row in rows]
+    parts = [[row for row, one in zip(rows, single, strict=True) if one is kernel] for kernel in (False, True)]
+    shown_tables = [rendered(_judged_part(part, marks)) for part in parts if part]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["id"].partition(".")[0], []).append(row)
@@ -255,7 +257,23 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> str:
         add(totals, (name, str(len(sizes)), *(f"{100 * x:.2f}%" for x in numbers), inside))
     notes = [line for text, mark in marks.items() for line in wrapped(f"{mark} rests on fits: {text}")]
     inside = wrapped("inside: the figure lies in the prediction's 90% interval; blank where the prediction is a count")
-    return "\n".join([rendered(table), *inside, *notes, "", rendered(totals)])
+    return "\n".join([*shown_tables, *inside, *notes, "", rendered(totals)])
+
+
+def _judged_part(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> Table:
+    """Figures of whole systems, or of single kernels: their numbers have other widths."""
+    table = grid("figure", ">predicted", ">published", ">error", "inside")
+    for row in rows:
+        name = _last(row["id"])
+        inside = {True: "yes", False: "no", None: ""}[row["inside"]]
+        cells = (
+            figure_name(row["id"]),
+            shown(name, row["predicted"]),
+            shown(name, row["published"]),
+            f"{100 * row['error']:+.2f}%",
+        )
+        add(table, (*cells, inside + marks.get(row["fitted"], "")))
+    return table
 
 
 def _short(name: str, value: Any) -> str:

@@ -1,6 +1,6 @@
 """Fit kernel coefficients of one GPU from measured rows and put them into its fit file.
 
-    python -m sextant.validate.fit KIND ROWS.csv.gz [ROWS ...] --device h100 --out FILE [--source TEXT]
+    sextant fit KIND ROWS.csv.gz [ROWS ...] --device h100 --out FILE [--source TEXT]
 
 Blocks that FILE holds already count as the device's: ``moe`` builds on the blocks of ``gemm``, ``mhc`` on ``memory``.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,9 +27,10 @@ from sextant.validate.fit_gather import fit_gather
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm
 from sextant.validate.fit_grouped import COEFFICIENTS as GROUPED
 from sextant.validate.fit_grouped import fit_grouped
-from sextant.validate.fit_memory import VARIANTS, Errors, Fitted, Row, fit_memory, of_variant, with_fit
+from sextant.validate.fit_memory import VARIANTS, fit_memory, of_variant
 from sextant.validate.fit_mhc import fit_mhc
 from sextant.validate.fit_wgrad import fit_wgrad
+from sextant.validate.solver import Errors, Fitted, Row, with_fit
 
 Fitter = Callable[[Sequence[Row], Device, str], list[Fitted]]
 
@@ -44,6 +46,25 @@ def read_rows(path: Path | str) -> list[dict[str, str]]:
     if not rows:
         raise InputError(f"{path}: no rows; give a CSV with a header and one kernel per line")
     return rows
+
+
+def origin(path: Path | str) -> str:
+    """Where measured rows come from, in one phrase, from the ``# key: value`` lines at the head of their file."""
+    path = Path(path)
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        head = [line[1:].partition(":") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+    said = {key.strip(): value.strip() for key, _, value in head}
+    parts = [
+        f"kernels measured on one {said['device']}" if "device" in said else "measured kernels",
+        f"torch {said['torch']}" if "torch" in said else "", f"CUDA {said['cuda']}" if "cuda" in said else "",
+        said.get("date", "")[:10],
+    ]  # fmt: skip
+    return f"{', '.join(part for part in parts if part)} ({path.name})"
+
+
+def tested(e: Errors) -> dict[str, float]:
+    """The errors on held-out rows as a fit file keeps them."""
+    return {"n_rows": e.n_rows, "mape": e.mape, "median": e.median, "p95": e.p95, "bias": e.bias}
 
 
 def fit_gemms(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
@@ -139,9 +160,12 @@ FITTERS: Mapping[str, Fitter] = {
 def report(fitted: Sequence[Fitted]) -> str:
     """A table of errors: one line per block and part."""
     names = " ".join(f"{name:>7s}" for name in ("MAPE", "median", "p95", "bias"))
-    lines = [f"{'kernel':24s} {'part':10s} {'rows':>6s} {names}  90% interval"]
+    lines = [f"{'kernel':24s} {'part':10s} {'rows':>6s} {names}  5% to 95%"]
     for block in fitted:
-        lines += [_line(block.name, "training", block.training), _line("", "held out", block.held_out)]
+        lines.append(_line(block.name, "training", block.training))
+        if block.cross_validated is not None:
+            lines.append(_line("", "crossed", block.cross_validated))
+        lines.append(_line("", "held out", block.held_out))
     return "\n".join(lines)
 
 
@@ -152,12 +176,16 @@ def _line(name: str, part: str, e: Errors) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit 0 when fitted and written, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m sextant.validate.fit", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="sextant fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", help=f"one of {', '.join(FITTERS)}")
     parser.add_argument("rows", nargs="+", help="measured kernel cases, CSV or CSV.gz")
     parser.add_argument("--device", required=True, help="catalogue name of the GPU that was measured")
     parser.add_argument("--out", required=True, help="fit file; other blocks in it are kept")
-    parser.add_argument("--source", default="", help="where the rows come from, kept with the coefficients")
+    parser.add_argument(
+        "--source", default="", help="where the rows come from, kept with the fit (default: what their files say)"
+    )
     given = parser.parse_args(arguments)
     try:
         if given.kind not in FITTERS:
@@ -166,8 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = replace(device_named(given.device), clock_under_load=1.0)
         if Path(given.out).is_file():
             device = replace(device, kernels={**device.kernels, **read_fits(given.out)})
-        fitted = FITTERS[given.kind]([row for path in given.rows for row in read_rows(path)], device, given.source)
-        write_fits(given.out, {block.name: block.fit for block in fitted})
+        rows = [row for path in given.rows for row in read_rows(path)]
+        source = given.source or "; ".join(origin(path) for path in given.rows)
+        fitted = FITTERS[given.kind](rows, device, source)
+        write_fits(given.out, {block.name: replace(block.fit, held_out=tested(block.held_out)) for block in fitted})
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

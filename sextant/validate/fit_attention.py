@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, held_out, solve, with_fit
 from sextant.validate.prediction import operators
+from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, held_out, solve, with_fit
 
 TILED_BOUNDS = {
     "matrix_efficiency": Bounds(start=0.7, low=0.2, high=1.0),

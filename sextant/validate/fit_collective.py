@@ -11,7 +11,8 @@ from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import BYTES, estimate
 from sextant.simulator.kernels.expert_exchange import destinations
 from sextant.simulator.types import Cluster, Device, KernelFit, Link, Num, Op, Tier
-from sextant.validate.fit_memory import (
+from sextant.validate.prediction import operators
+from sextant.validate.solver import (
     Array,
     Bounds,
     Errors,
@@ -24,7 +25,6 @@ from sextant.validate.fit_memory import (
     solve,
     with_fit,
 )
-from sextant.validate.prediction import operators
 
 COLLECTIVE_BOUNDS = {
     "ring_efficiency": Bounds(start=0.8, low=0.3, high=1.0),

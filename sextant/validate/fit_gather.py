@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, with_fit
 from sextant.validate.fit_mhc import fit_unseen
 from sextant.validate.prediction import operators
+from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, with_fit
 
 #: Fewer lookups than this into host memory are left out: the index sets that the timer rotates then touch so few pages
 #: together that their translations stay cached from one round to the next, which a server's fresh rows do not.

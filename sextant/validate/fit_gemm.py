@@ -16,7 +16,8 @@ from scipy.optimize import nnls
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import estimate, operator, tiles
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import (
+from sextant.validate.prediction import operators
+from sextant.validate.solver import (
     Array,
     Bounds,
     Errors,
@@ -30,7 +31,6 @@ from sextant.validate.fit_memory import (
     solve,
     with_fit,
 )
-from sextant.validate.prediction import operators
 
 #: Share of the (n, k) sites held out.
 HELD_OUT_SHARE = 0.25

@@ -23,9 +23,9 @@ from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels.tiles import product_fit
 from sextant.simulator.types import Device, KernelFit, Num
 from sextant.validate.fit_gemm import sourced
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, held_out, solve, with_fit
 from sextant.validate.prediction import experts
 from sextant.validate.prediction.experts import moe_seconds
+from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, held_out, solve, with_fit
 
 HELD_OUT_SHARE = 0.25
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate, fit_of
 from sextant.simulator.types import Device, KernelFit, Op
-from sextant.validate.fit_memory import Array, Bounds, Fitted, Row, alone, column, columns, errors, solve, with_fit
 from sextant.validate.prediction import operators
+from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, errors, solve, with_fit
 
 Predict = Callable[[KernelFit, NDArray[np.bool_]], Array]
 

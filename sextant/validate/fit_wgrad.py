@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit
 from sextant.validate.fit_gemm import COEFFICIENTS, sourced
-from sextant.validate.fit_memory import Array, Fitted, Row, alone, column, columns, held_out, solve, with_fit
 from sextant.validate.prediction import operators
+from sextant.validate.solver import Array, Fitted, Row, alone, column, columns, held_out, solve, with_fit
 
 NAME = "gemm_fp8_block_wgrad"
 

@@ -61,6 +61,16 @@ class Figure:
     setting: str
     source: str
     confidence: str
+    kernel: Kernel | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """The kernel that a figure is of: a row of a kernel-case file, and on how many SMs it ran under lasting load (None:
+    alone, on all)."""
+
+    case: Mapping[str, str | float]
+    n_sms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +140,14 @@ def compare(
     if not group:
         raise InputError(f"no published figures under {setting_prefix!r}; {nearest(setting_prefix, groups())}")
     return [
-        _beside(f, predicted[f.metric], (low or {}).get(f.metric), (high or {}).get(f.metric))
+        beside(f, predicted[f.metric], (low or {}).get(f.metric), (high or {}).get(f.metric))
         for f in group
         if f.metric in predicted and (unconfirmed or f.confidence != "unconfirmed")
     ]
 
 
-def _beside(figure: Figure, predicted: Num, low: Num | None, high: Num | None) -> Comparison:
+def beside(figure: Figure, predicted: Num, low: Num | None = None, high: Num | None = None) -> Comparison:
+    """A figure beside the prediction of it; without an interval the prediction is its own."""
     low, high = (predicted if low is None else low), (predicted if high is None else high)
     return Comparison(
         metric=figure.metric, predicted=predicted, low=low, high=high, published=figure.value,
@@ -174,8 +185,12 @@ def _figures(path: Path, name: str, group: Mapping[str, Any]) -> Iterator[Figure
         value, low, high = (_si(entry.get(key, entry["value"]), metric) for key in ("value", "low", "high"))
         yield Figure(
             id=id, system=entry["system"], metric=metric, value=value, low=low, high=high, setting=entry["setting"],
-            source=entry["source"], confidence=confidence,
+            source=entry["source"], confidence=confidence, kernel=_kernel(entry),
         )  # fmt: skip
+
+
+def _kernel(entry: Mapping[str, Any]) -> Kernel | None:
+    return Kernel(case=entry["case"], n_sms=entry.get("n_sms")) if "case" in entry else None
 
 
 def _formulas(name: str, group: Mapping[str, Any]) -> Iterator[Formula]:

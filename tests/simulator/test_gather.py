@@ -17,7 +17,7 @@ from sextant.simulator.kernels.gather import ASSUMED, sectors_bytes
 from sextant.simulator.types import Cluster, Estimate, KernelFit, Num
 from sextant.validate.fit import read_rows
 from sextant.validate.fit_gather import FRESH_LOOKUPS, fit_gather, gather_op
-from sextant.validate.fit_memory import alone, column, errors, with_fit
+from sextant.validate.solver import alone, column, errors, with_fit
 
 H200 = Cluster(name="one", device=replace(device("h200"), clock_under_load=1.0), n_devices=1.0, tiers={})
 MEASURED = FITS.parents[1] / "validate" / "data" / "measured"

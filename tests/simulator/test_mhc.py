@@ -17,8 +17,8 @@ from sextant.hwmodels import device
 from sextant.simulator import paths
 from sextant.simulator.kernels import estimate, module, operator, with_sms
 from sextant.simulator.types import Cluster, Estimate, Num
-from sextant.validate.fit_memory import column, errors
 from sextant.validate.fit_mhc import fit_mhc, mhc_op
+from sextant.validate.solver import column, errors
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 H100 = Cluster(name="one", device=replace(device("h100"), clock_under_load=1.0), n_devices=1.0, tiers={})

@@ -70,8 +70,8 @@ def test_the_table_fits_and_sums_up(rows: list[dict[str, Any]], monkeypatch: pyt
     lines = tables.judged(rows).splitlines()
     assert max(map(len, lines)) <= 100
     for row in rows:
-        (line,) = [x for x in lines if x.split()[:1] == [row["id"]]]
-        assert f"{100 * row['error']:+.2f}%" in line
+        error = f"{100 * row['error']:+.2f}%"
+        (line,) = [x for x in lines if x.split()[:1] == [tables.figure_name(row["id"])] and error in x]
         assert line.endswith("*") == (row["fitted"] != "none")
     assert any(line.startswith("* rests on fits: ") for line in lines)
 

@@ -14,7 +14,8 @@ from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Memory
 from sextant.validate.fit_attention import attention_op, fit_attention, fit_mla, mla_op
 from sextant.validate.fit_collective import check_exchange, fit_collective, fit_exchange, published_row
-from sextant.validate.fit_memory import Row, alone, column, fit_memory, held_out, memory_op, moved_bytes, with_fit
+from sextant.validate.fit_memory import fit_memory, memory_op, moved_bytes
+from sextant.validate.solver import Row, alone, column, held_out, with_fit
 
 MEASURED = Path(__file__).resolve().parents[3] / "shared" / "measured" / "h100_sxm"
 H100 = Device(

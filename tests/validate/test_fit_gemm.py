@@ -22,7 +22,7 @@ from sextant.validate import fit_gemm as module
 from sextant.validate.fit import fit_gemms, main, read_rows, report
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm, gemm_op
 from sextant.validate.fit_grouped import expert_layers, fit_grouped, moe_seconds
-from sextant.validate.fit_memory import Fitted, Row, alone, column, errors, with_fit
+from sextant.validate.solver import Fitted, Row, alone, column, errors, with_fit
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 H100 = Device(

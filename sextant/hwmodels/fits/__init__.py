@@ -6,6 +6,12 @@ gemm_bf16:
   high: 1.12
   provenance: fitted
   source: ...
+  held_out: {n_rows: 168, mape: 0.041, median: 0.028, p95: 0.12, bias: -0.004}
+  correction:          # where something was learned beyond the coefficients (simulator/kernels/correction.py)
+    features: [log2_tiles_per_sm, log2_k]
+    scales: 1.2 2.5    # one per feature
+    table: |           # one line per centre: its features, then its weight
+      -1.5 9.0 0.021
 """
 
 from __future__ import annotations
@@ -14,12 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from sextant.simulator.errors import InputError, Problem
-from sextant.simulator.types import PROVENANCES, KernelFit
+from sextant.simulator.types import PROVENANCES, Correction, KernelFit
 
-_HEADER = "# Fitted kernel coefficients; written by `python -m sextant.validate.fit`. SI units.\n"
+_HEADER = "# Fitted kernel coefficients; written by `sextant fit`. SI units.\n"
 
 
 def read_fits(path: Path | str) -> dict[str, KernelFit]:
@@ -40,19 +47,60 @@ def write_fits(path: Path | str, fits: Mapping[str, KernelFit]) -> None:
     merged = {**(read_fits(path) if path.is_file() else {}), **fits}
     text = _HEADER
     for name in sorted(merged):
-        text += "\n" + yaml.safe_dump({name: _plain(merged[name])}, sort_keys=False, width=120, allow_unicode=True)
+        text += "\n" + yaml.dump(
+            {name: _plain(merged[name])}, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
 def _plain(fit: KernelFit) -> dict[str, Any]:
-    return {
+    plain: dict[str, Any] = {
         "coefficients": {key: float(value) for key, value in fit.coefficients.items()},
         "low": float(fit.low),
         "high": float(fit.high),
         "provenance": fit.provenance,
         "source": fit.source,
     }
+    if fit.held_out:
+        plain["held_out"] = {key: float(f"{value:.4g}") for key, value in fit.held_out.items()}
+    if fit.correction is not None:
+        c = fit.correction
+        rows = np.column_stack([c.centres, c.weights])
+        plain["correction"] = {
+            "features": list(c.features),
+            "scales": _line(c.scales),
+            "table": _Table("".join(_line(row) + "\n" for row in rows)),
+        }
+    return plain
+
+
+class _Table(str):
+    """Lines of numbers, written as they are."""
+
+
+def _line(values: Any) -> str:
+    return " ".join(repr(float(value)) for value in values)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a table as a literal block."""
+
+
+_Dumper.add_representer(_Table, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
+
+
+def _correction(block: Any) -> Correction | None:
+    if block is None:
+        return None
+    features = tuple(str(name) for name in block["features"])
+    rows = np.array([[float(cell) for cell in line.split()] for line in block["table"].splitlines()])
+    if rows.ndim != 2 or rows.shape[1] != len(features) + 1:
+        raise ValueError(f"a table with {len(features)} features and a weight per line")
+    scales = np.array([float(cell) for cell in str(block["scales"]).split()])
+    if scales.shape != (len(features),) or not (scales > 0).all():
+        raise ValueError("one positive scale per feature")
+    return Correction(features=features, scales=scales, centres=rows[:, :-1], weights=rows[:, -1])
 
 
 def _block(path: str, name: str, block: Any) -> KernelFit:
@@ -63,6 +111,8 @@ def _block(path: str, name: str, block: Any) -> KernelFit:
             high=float(block["high"]),
             provenance=str(block["provenance"]),
             source=str(block.get("source", "")),
+            correction=_correction(block.get("correction")),
+            held_out={str(key): float(value) for key, value in (block.get("held_out") or {}).items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"needs coefficients, low, high and provenance, got {error}; write it anew with a fit"
