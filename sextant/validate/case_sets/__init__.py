@@ -1,8 +1,8 @@
 """Named lists of kernel cases, the same on every machine: one per published system, their union and special ones.
 
 ``all`` is every system and the machine's own cases, each once: tokens from one to 32K, every operator that one GPU can
-run. ``machine`` is what belongs to no model, ``tile-kernels`` DeepSeek's own kernels, ``collectives-N`` those of N
-GPUs.
+run. ``machine`` is what belongs to no model, ``tile-kernels`` DeepSeek's own kernels, ``per-tensor`` FP8 products with
+one scale per operand, ``between`` shapes of no system, ``collectives-N`` those of N GPUs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from sextant.validate.case_sets import attention, machine, products, rows
+from sextant.validate.case_sets import attention, between, machine, products, rows
 from sextant.validate.case_sets.systems import ALIASES, SYSTEMS, System
 from sextant.validate.cases import Case, case_key
 
@@ -20,7 +20,17 @@ _COLLECTIVES = re.compile(r"collectives-(\d+)")
 
 def names() -> list[str]:
     """Every name that ``case_set`` takes."""
-    return [*SYSTEMS, *ALIASES, "machine", "tile-kernels", "collectives-2", "collectives-8", "all"]
+    return [
+        *SYSTEMS,
+        *ALIASES,
+        "machine",
+        "tile-kernels",
+        "per-tensor",
+        "between",
+        "collectives-2",
+        "collectives-8",
+        "all",
+    ]
 
 
 def _of(system: System) -> Iterator[Case]:
@@ -40,6 +50,11 @@ def _cases(name: str) -> Iterator[Case]:
     elif name == "tile-kernels":
         for system in SYSTEMS.values():
             yield from rows.tile_kernels(system)
+    elif name == "per-tensor":
+        for system in SYSTEMS.values():
+            yield from products.per_tensor(system)
+    elif name == "between":
+        yield from between.cases()
     elif name == "all":
         for part in ("machine", *SYSTEMS):
             yield from _cases(part)

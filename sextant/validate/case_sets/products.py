@@ -37,6 +37,15 @@ def gemm(system: System) -> Iterator[Case]:
         yield from _site(n, k, trained=system.trained, fp8=system.fp8)
 
 
+def per_tensor(system: System) -> Iterator[Case]:
+    """FP8 with one scale per operand, at every site over six token counts: what serving engines call without blocks."""
+    for n, k in dict.fromkeys(system.sites.values()):
+        for m in spread(f"per_tensor:{n}x{k}", 6) if n % 16 == 0 and k % 16 == 0 else ():
+            if m * n <= MAX_OUTPUTS:
+                case: Case = {"op": "gemm", "format": "fp8", "direction": "forward", "variant": "per_tensor"}
+                yield case | {"m": m, "n": n, "k": k}
+
+
 def _site(n: int, k: int, *, trained: bool, fp8: bool) -> Iterator[Case]:
     name = f"{n}x{k}"
 

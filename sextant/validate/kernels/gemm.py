@@ -3,7 +3,8 @@
 ``bf16``       cuBLAS through ``F.linear``; variant wgrad is dy^T x (m = outputs, n = inputs, k = tokens), dgrad is
                dy w, each with the memory layout the backward pass finds.
 ``fp8``        cuBLASLt through ``torch._scaled_mm``, e4m3 operands with one fp32 scale per row; variant accumulate asks
-               for the slower, more exact accumulation. A weight gradient's operands count as transposed beforehand.
+               for the slower, more exact accumulation, per_tensor has one scale per operand (another kernel of the
+               library). A weight gradient's operands count as transposed beforehand.
 ``fp8_block``  cuBLASLt with 1x128 scales of a and 128x128 scales of b; variant wgrad has 1x128 scales of both, as a
                weight gradient needs (its reduction runs over tokens), and an fp32 result; wgrad_bf16 a bf16 one.
 
@@ -83,26 +84,30 @@ def _bf16(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]],
 
 def _fp8(case: Case, target: Target) -> tuple[Callable[[], tuple[Tensor, ...]], Product, Callable[..., float]]:
     m, n, k = sizes(case, "m", "n", "k")
-    fast = case.get("variant") != "accumulate"
+    fast, per_tensor = case.get("variant") != "accumulate", case.get("variant") == "per_tensor"
 
     def draw() -> tuple[Tensor, ...]:
-        return *fp8_operand((m, k), target), *fp8_operand((n, k), target)
+        (a, a_scale), (b, b_scale) = fp8_operand((m, k), target), fp8_operand((n, k), target)
+        return (a, a_scale.mean(), b, b_scale.mean()) if per_tensor else (a, a_scale, b, b_scale)
+
+    def columns(scale: Tensor, rows: int) -> Tensor:
+        return scale.expand(rows).unsqueeze(1)
 
     def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
         if not target.cuda:
-            exact = (a.float() * a_scale.unsqueeze(1)) @ (b.float() * b_scale.unsqueeze(1)).t()
+            exact = (a.float() * columns(a_scale, m)) @ (b.float() * columns(b_scale, n)).t()
             return exact.to(torch.bfloat16)
         return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
             a,
             b.t(),
-            scale_a=a_scale.unsqueeze(1),
-            scale_b=b_scale.unsqueeze(0),
+            scale_a=a_scale if per_tensor else a_scale.unsqueeze(1),
+            scale_b=b_scale if per_tensor else b_scale.unsqueeze(0),
             out_dtype=torch.bfloat16,
             use_fast_accum=fast,
         )
 
     def check(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> float:
-        return sampled_check(out, a, b, tolerance=2e-2, a_scale=a_scale.unsqueeze(1), b_scale=b_scale.unsqueeze(1))
+        return sampled_check(out, a, b, tolerance=2e-2, a_scale=columns(a_scale, m), b_scale=columns(b_scale, n))
 
     return draw, product, check
 
@@ -176,7 +181,8 @@ def build_gemm(case: Case, target: Target) -> Prepared:
     m, n, k = sizes(case, "m", "n", "k")
     parts, element_bytes, library = _FORMATS[fmt]
     draw, product, check = parts(case, target)
-    scale_bytes = {"bf16": 0.0, "fp8": 4.0 * (m + n), "fp8_block": 4.0 * (k / 128) * (m + n / 128)}[fmt]
+    scale_rows = 2 if case.get("variant") == "per_tensor" else m + n
+    scale_bytes = {"bf16": 0.0, "fp8": 4.0 * scale_rows, "fp8_block": 4.0 * (k / 128) * (m + n / 128)}[fmt]
     read_bytes = float(element_bytes * k * (m + n)) + scale_bytes
     write_bytes = (4.0 if fmt == "fp8_block" and case.get("variant") == "wgrad" else 2.0) * m * n
     sets = [draw() for _ in range(target.n_sets(read_bytes + write_bytes))]

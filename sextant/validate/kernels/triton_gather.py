@@ -1,8 +1,11 @@
 """A Triton kernel that fetches random rows of a table in device memory or in pinned host memory, read over the link."""
 
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportFunctionMemberAccess=false
 # (a jitted function is launched by subscripting it with its grid)
 from __future__ import annotations
+
+import ctypes
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -23,12 +26,56 @@ def _gather(table_ptr, index_ptr, out_ptr, lookups, dim, ROWS: tl.constexpr, BLO
     tl.store(out_ptr + row.to(tl.int64)[:, None] * dim + cols[None, :], values, mask=mask)
 
 
-def gather(table: Tensor, index: Tensor, out: Tensor, *, n_sms: int) -> tuple[Tensor]:
-    """out[i] = table[index[i]]: rows of one program as many as still leave eight programs for every SM."""
+@triton.jit(do_not_specialize=["lookups"])
+def _gather_in_turn(table_ptr, index_ptr, out_ptr, lookups, dim, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    cols = tl.arange(0, BLOCK)
+    for first in range(tl.program_id(0) * ROWS, lookups, tl.num_programs(0) * ROWS):
+        row = first + tl.arange(0, ROWS)
+        known = row < lookups
+        source = tl.load(index_ptr + row, mask=known, other=0).to(tl.int64)
+        mask = known[:, None] & (cols < dim)[None, :]
+        values = tl.load(table_ptr + source[:, None] * dim + cols[None, :], mask=mask, other=0.0)
+        tl.store(out_ptr + row.to(tl.int64)[:, None] * dim + cols[None, :], values, mask=mask)
+
+
+#: CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent.
+_CARVEOUT, _ALL = 9, 100
+_PREFERRED: set[int] = set()
+
+
+def _prefer_shared_memory(kernel: Any) -> None:
+    """Runs ``kernel`` on SMs whose cache is split in favour of shared memory, as products need it: the split of an SM
+    changes only when it is empty, and a product would wait for the last block of a kernel that prefers the cache."""
+    kernel._init_handles()
+    if kernel.function in _PREFERRED:
+        return
+    failed = ctypes.CDLL("libcuda.so.1").cuFuncSetAttribute(ctypes.c_void_p(kernel.function), _CARVEOUT, _ALL)
+    if failed:
+        raise RuntimeError(f"cuFuncSetAttribute: error {failed}")
+    _PREFERRED.add(kernel.function)
+
+
+def gather(table: Tensor, index: Tensor, out: Tensor, *, n_sms: int, most: int = 0) -> tuple[Tensor]:
+    """out[i] = table[index[i]]: rows of one program as many as still leave eight programs for every SM.
+
+    ``most`` programs, if it is given, take the rows in turn, for kernels that run beside: one program for every few
+    rows would hold all places until the last is fetched, and thousands of reads that wait for page walks hold up all
+    others.
+    """
     lookups, dim = out.shape
     block = triton.next_power_of_2(dim)
     rows = min(MAX_ROWS, max(1, TILE // block), triton.next_power_of_2(max(1, lookups // (8 * n_sms))))
     rows = 1 if rows < 4 else rows
     warps = max(1, min(4, rows * block // 256))
-    _gather[(triton.cdiv(lookups, rows),)](table, index, out, lookups, dim, ROWS=rows, BLOCK=block, num_warps=warps)
+    programs = triton.cdiv(lookups, rows)
+    if most:
+        found = _gather_in_turn.warmup(
+            table, index, out, lookups, dim, ROWS=rows, BLOCK=block, num_warps=warps, grid=(1,)
+        )
+        _prefer_shared_memory(found)
+        _gather_in_turn[(min(programs, most),)](
+            table, index, out, lookups, dim, ROWS=rows, BLOCK=block, num_warps=warps
+        )
+        return (out,)
+    _gather[(programs,)](table, index, out, lookups, dim, ROWS=rows, BLOCK=block, num_warps=warps)
     return (out,)

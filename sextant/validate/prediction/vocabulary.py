@@ -70,7 +70,7 @@ _EXCHANGE = CaseKind(
 KINDS: Mapping[str, CaseKind] = {
     "gemm": CaseKind(
         needed=("m", "n", "k"), formats=MATRIX, directions=_EITHER,
-        variants=("", "dgrad", "wgrad", "wgrad_bf16", "accumulate", "from_bf16", "quantised"),
+        variants=("", "dgrad", "wgrad", "wgrad_bf16", "accumulate", "from_bf16", "quantised", "per_tensor"),
     ),
     "grouped_gemm": CaseKind(
         needed=("groups", "tokens_per_group", "n", "k"), formats=MATRIX, variants=("", "wgrad", "random"),
@@ -113,7 +113,7 @@ KINDS: Mapping[str, CaseKind] = {
     "h2d": CaseKind(needed=("bytes",), formats=(), variants=None),
     "d2h": CaseKind(needed=("bytes",), formats=(), variants=None),
     "adam": CaseKind(needed=("n_elements",), formats=("bf16",), variants=None),
-    "gather": CaseKind(needed=("rows", "dim", "lookups"), formats=PLAIN),
+    "gather": CaseKind(needed=("rows", "dim", "lookups"), formats=PLAIN, variants=("", "cpu_copy")),
     "mhc_pre": _stream("n_tokens", "hidden"), "mhc_post": _stream("n_tokens", "hidden"),
     "engram_gate": _stream("n_tokens", "hidden"),
     "sinkhorn": CaseKind(
@@ -178,6 +178,8 @@ def text_problem(kind: CaseKind, text: Mapping[str, str]) -> str:
         return f"mode: unknown {text['mode']!r}; choose one of normal, low_latency"
     if op == "gather" and text["tier"] not in ("", "hbm", "host", "nvme"):
         return f"tier: unknown {text['tier']!r}; choose one of hbm, host, nvme"
+    if text["variant"] == "cpu_copy" and text["tier"] not in ("", "host"):
+        return f"tier: the CPU copies from host memory, not from {text['tier']!r}; write host"
     return ""
 
 
