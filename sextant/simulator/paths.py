@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.types import Correction
 
 Record = TypeVar("Record")
 
@@ -49,14 +50,15 @@ def leaves(record: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def take(record: Record, index: Any) -> Record:
-    """``record`` with every array in it (shape (n_points,)) replaced by its elements at ``index``."""
+    """``record`` with every array in it (shape (n_points,)) replaced by its elements at ``index``; the tables of a
+    ``Correction`` are no points, and stay whole."""
     if isinstance(record, np.ndarray):
         return record[index] if record.ndim else record  # type: ignore[return-value]
     if isinstance(record, Mapping):
         return type(record)({key: take(value, index) for key, value in record.items()})  # type: ignore[call-arg]
     if isinstance(record, tuple):
         return tuple(take(value, index) for value in record)  # type: ignore[return-value]
-    if is_dataclass(record) and not isinstance(record, type):
+    if is_dataclass(record) and not isinstance(record, type | Correction):
         changed = {f.name: take(getattr(record, f.name), index) for f in fields(record)}
         return replace(record, **changed)
     return record

@@ -52,6 +52,15 @@ class Correction:
     centres: NDArray[np.float64]
     weights: NDArray[np.float64]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Correction):
+            return NotImplemented
+        arrays = ((self.scales, other.scales), (self.centres, other.centres), (self.weights, other.weights))
+        return self.features == other.features and all(np.array_equal(a, b) for a, b in arrays)
+
+    def __hash__(self) -> int:
+        return hash((self.features, self.weights.tobytes()))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFit:

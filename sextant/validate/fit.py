@@ -21,13 +21,15 @@ from sextant.hwmodels import device as device_named
 from sextant.hwmodels.fits import read_fits, write_fits
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Device
-from sextant.validate.fit_attention import fit_attention, fit_mla
+from sextant.validate.fit_attention import fit_attention, fit_mla, regime
 from sextant.validate.fit_collective import fit_collective, fit_exchange, published_row
+from sextant.validate.fit_conv2d import fit_conv2d
 from sextant.validate.fit_gather import fit_gather
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm
 from sextant.validate.fit_grouped import COEFFICIENTS as GROUPED
-from sextant.validate.fit_grouped import fit_grouped
-from sextant.validate.fit_memory import VARIANTS, fit_memory, of_variant
+from sextant.validate.fit_grouped import fit_grouped, fit_layers, fit_products
+from sextant.validate.fit_host_copy import fit_host_copy
+from sextant.validate.fit_memory import access, fit_memory
 from sextant.validate.fit_mhc import fit_mhc
 from sextant.validate.fit_wgrad import fit_wgrad
 from sextant.validate.solver import Errors, Fitted, Row, with_fit
@@ -79,10 +81,21 @@ def fit_gemms(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
     return found
 
 
-def fit_layers(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
-    """Blocks ``grouped_gemm_<format>`` and ``moe_<format>``; ``device`` must hold the dense blocks."""
-    present = {str(row.get("format", "")) for row in rows}
-    found = [block for f in GROUPED if f in present for block in fit_grouped(rows, device, f, source)]
+def fit_experts(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
+    """Blocks ``grouped_gemm_<format>`` and ``moe_<format>``. Where rows measure products themselves, from them and from
+    the layers that are built of them; else both from layers, and ``device`` must hold the dense blocks."""
+    rows = [row for row in rows if row["op"] in ("grouped_gemm", "moe")]
+    direct = sorted({row["format"] for row in rows if row["op"] == "grouped_gemm" and row.get("us", "")})
+    found: list[Fitted] = []
+    for format in map(str, direct):
+        found.append(fit_products(rows, device, format, source))
+        device = with_fit(device, found[-1].name, found[-1].fit)
+    layers = {str(row["format"]) for row in rows if row["op"] == "moe" and row.get("us", "")}
+    for format in (f for f in GROUPED if f in layers):
+        if format in direct:
+            found.append(fit_layers(rows, device, format, source))
+        else:
+            found += fit_grouped(rows, device, format, source)
     if not found:
         raise InputError(f"no rows of a format that can be fitted ({', '.join(GROUPED)}); check column 'format'")
     return found
@@ -90,31 +103,23 @@ def fit_layers(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]
 
 def fit_memories(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
     """The block ``memory`` and one for each kind of access that the rows show."""
-    chosen = {variant: of_variant(rows, variant) for variant in ("", *VARIANTS)}
-    return [fit_memory(part, device, source, variant) for variant, part in chosen.items() if part]
+    present = sorted({found for row in rows if (found := access(row)) is not None})
+    return [fit_memory(rows, device, source, variant) for variant in present]
 
 
 def fit_attentions(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
     """A block for every regime of attention in ``rows``: latent or not, forward, backward, encoder, decode."""
     regimes: dict[str, list[Row]] = {}
     for row in rows:
-        if row["op"] in ("attention", "mla"):
-            regimes.setdefault(_regime(row), []).append(row)
-    found = [fit_mla(regimes.pop("mla"), device, source)] if "mla" in regimes else []
-    return found + [fit_attention(name, part, device, source) for name, part in sorted(regimes.items())]
-
-
-def _regime(row: Row) -> str:
-    """The block that a row of attention belongs to."""
-    decode = row.get("phase") == "decode"
-    if row["op"] == "mla":
-        return "mla" if decode else "mla_prefill"
-    backward = row.get("direction") == "backward"
-    if (row.get("v_head_dim") or row["head_dim"]) != row["head_dim"]:
-        return "mla_prefill_backward" if backward else "mla_prefill"
-    if decode or row.get("phase") == "encoder":
-        return f"attention_{row['phase']}"
-    return "attention_backward" if backward else "attention_forward"
+        if row["op"] in ("attention", "mla") and row.get("us", "") != "":
+            regimes.setdefault(regime(row), []).append(row)
+    found: list[Fitted] = []
+    for name, part in sorted(regimes.items()):
+        latent_decode = part[0]["op"] == "mla" and part[0].get("phase") == "decode"
+        found.append(
+            fit_mla(part, device, source, name) if latent_decode else fit_attention(name, part, device, source)
+        )
+    return found
 
 
 def fit_collectives(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
@@ -152,8 +157,9 @@ def fit_wgrads(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]
 
 
 FITTERS: Mapping[str, Fitter] = {
-    "gemm": fit_gemms, "moe": fit_layers, "memory": fit_memories, "attention": fit_attentions,
+    "gemm": fit_gemms, "moe": fit_experts, "memory": fit_memories, "attention": fit_attentions,
     "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads, "mhc": fit_mhc, "gather": fit_gather,
+    "host_copy": fit_host_copy, "conv2d": fit_conv2d,
 }  # fmt: skip
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import estimate
+from sextant.simulator.kernels import attention, estimate, mla
 from sextant.simulator.types import Device, KernelFit, Op
+from sextant.validate.fit_gemm import sourced
 from sextant.validate.prediction import operators
-from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, held_out, solve, with_fit
+from sextant.validate.residuals import corrected, held_out_rows, whole_shapes
+from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, solve, with_fit
 
 TILED_BOUNDS = {
     "matrix_efficiency": Bounds(start=0.7, low=0.2, high=1.0),
@@ -41,6 +44,20 @@ DECODE_BOUNDS = {
     "floor_s": Bounds(start=8e-6, low=1e-6, high=4e-5),
 }
 
+#: Decode of a library of which a few rows were measured: what is not fitted has no part in it. Flash attention splits
+#: a cache as soon as programs are fewer than SMs.
+FEW_BOUNDS = {
+    "efficiency": Bounds(start=0.9, low=0.3, high=1.0),
+    "program_bytes_per_s": Bounds(start=3e10, low=1e10, high=1e11),
+    "drain_s": Bounds(start=3e-6, low=0.0, high=5e-5),
+    "chunk_tokens": Bounds(start=320.0, low=32.0, high=4096.0),
+    "floor_s": Bounds(start=6e-6, low=1e-6, high=4e-5),
+}
+_FEW_FIXED = {
+    "l2_share": 0.01, "l2_bytes_per_s": 1e13, "program_s": 0.0, "light_program_s": 0.0, "row_s": 0.0,
+    "light_drain_s": 0.0, "overlap_power": 2.0, "shared_group": 32.0, "split_share": 1.0,
+}  # fmt: skip
+
 MLA_BOUNDS = {
     "memory_efficiency": Bounds(start=0.92, low=0.3, high=1.0),
     "matrix_efficiency": Bounds(start=0.68, low=0.2, high=1.0),
@@ -53,6 +70,30 @@ MLA_BOUNDS = {
     "floor_s": Bounds(start=1.1e-5, low=1e-6, high=4e-5),
 }
 
+#: This package's split-KV kernel, and products with a softmax between them.
+SPLIT_BOUNDS = {
+    "floor_s": Bounds(start=4e-6, low=1e-6, high=1.5e-5),
+    "step_s": Bounds(start=6e-7, low=2e-8, high=5e-6),
+    "tall_step_s": Bounds(start=1e-6, low=5e-8, high=5e-6),
+    "prologue_s": Bounds(start=1.5e-6, low=0.0, high=1e-5),
+    "slots": Bounds(start=2.0, low=0.5, high=8.0),
+    "tall_slots": Bounds(start=1.0, low=0.5, high=4.0),
+    "whole_waves": Bounds(start=0.5, low=0.0, high=1.0),
+    "join_s": Bounds(start=5e-8, low=0.0, high=1e-6),
+    "efficiency": Bounds(start=0.9, low=0.4, high=1.0),
+    "reread": Bounds(start=0.3, low=0.0, high=1.0),
+    "overlap_power": Bounds(start=3.0, low=1.0, high=8.0),
+    "part_efficiency": Bounds(start=0.5, low=0.05, high=2.0),
+}
+COMPOSED_BOUNDS = {
+    "floor_s": Bounds(start=1e-5, low=1e-6, high=4e-5),
+    "key_s": Bounds(start=5e-10, low=0.0, high=5e-9),
+    "score_passes": Bounds(start=5.0, low=2.0, high=12.0),
+    "cache_passes": Bounds(start=2.0, low=1.0, high=4.0),
+    "efficiency": Bounds(start=0.8, low=0.2, high=1.0),
+    "matrix_efficiency": Bounds(start=0.5, low=0.1, high=1.0),
+}
+
 #: Elements of a key tile of a Hopper kernel: 256 keys of 64 values, 128 of 128, 64 of 256.
 KV_TILE_ELEMENTS = 16384.0
 
@@ -61,6 +102,14 @@ SHARED_GROUP = 32.0
 
 #: A cache is split among SMs when programs alone would fill less than this share of them.
 SPLIT_SHARE = 0.25
+
+
+#: Libraries with blocks of their own name.
+LIBRARIES = ("flash", "cudnn", "bmm")
+
+_TILED_FEATURES = ("log2_programs_per_sm", "log2_keys", "log2_width", "log2_group")
+_DECODE_FEATURES = ("log2_caches_per_sm", "log2_keys", "log2_group")
+_N_CENTRES = 96
 
 
 def attention_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -> Op:
@@ -80,30 +129,80 @@ def attention_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -
 
 
 def fit_attention(name: str, rows: Sequence[Row], device: Device, source: str = "") -> Fitted:
-    """The block ``name`` (attention_forward, attention_backward, attention_encoder, attention_decode, mla_prefill,
-    mla_prefill_backward) from BF16 rows of that regime; whole (heads, kv_heads, head_dim) combinations are held out.
+    """The block ``name`` (``regime``) from BF16 rows of that regime; whole configurations of heads and whole (batch,
+    kv_len) pairs are held out.
 
     The caller sends the rows of the regime: those of the other direction raise InputError.
     """
-    wanted = "backward" if name.endswith("backward") else "forward"
+    wanted = "backward" if "backward" in name else "forward"
     if any(str(row.get("direction") or "forward") != wanted for row in rows):
         raise InputError(f"{name} is fitted to {wanted} rows only; filter on the column 'direction'")
-    measured_s = column(rows, "us") * 1e-6
-    keys = [(row["heads"], row.get("kv_heads", ""), row.get("head_dim", "")) for row in rows]
-    decode = name == "attention_decode"
-    bounds = DECODE_BOUNDS if decode else TILED_BOUNDS
-    fixed = {"kv_tile_elements": KV_TILE_ELEMENTS}
-    if decode:
-        fixed = {"shared_group": SHARED_GROUP, "split_share": SPLIT_SHARE}
+    measured_s, test = column(rows, "us") * 1e-6, held_out_rows(rows)
+    decode = name.startswith("attention_decode")
+    fixed = {"shared_group": SHARED_GROUP, "split_share": SPLIT_SHARE} if decode else {}
+    fixed = fixed or {"kv_tile_elements": KV_TILE_ELEMENTS}
+    few = decode and bool(_library_of(name))
+    bounds = FEW_BOUNDS if few else DECODE_BOUNDS if decode else TILED_BOUNDS
+    whole = attention_op(rows)
+    predict = _predictor(name, whole, device)
+    fitted = solve(name, bounds, predict, measured_s, test, source, _FEW_FIXED if few else fixed)
+    names = _DECODE_FEATURES if decode else _TILED_FEATURES
+    known = attention.features(whole, device)
+    chosen = {feature: np.asarray(known[feature], dtype=np.float64) for feature in names}
+    return _corrected(fitted, predict, chosen, measured_s, test, rows)
 
-    test = held_out(keys)
-    ops = {True: attention_op(rows, test), False: attention_op(rows, ~test)}
+
+def _predictor(name: str, whole: Op, device: Device) -> Callable[[KernelFit, NDArray[np.bool_]], Array]:
+    """Seconds of chosen rows of one array operator by the block ``name``, whichever library the device prefers."""
+    library = _library_of(name)
+    variant = f"{whole.variant}_{library}" if library else whole.variant
+    others = {block: fit for block, fit in device.kernels.items() if not block.startswith(("attention", "mla"))}
+    bare = replace(device, kernels=others)
 
     def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
-        cluster = alone(with_fit(device, name, fit))
-        return np.asarray(estimate(ops[bool(np.array_equal(chosen, test))], cluster).seconds)
+        part = {key: np.asarray(values)[chosen] for key, values in whole.shape.items()}
+        op = replace(whole, shape=part, variant=variant)
+        return np.asarray(estimate(op, alone(with_fit(bare, name, fit))).seconds)
 
-    return solve(name, bounds, predict, measured_s, test, source, fixed)
+    return predict
+
+
+def _library_of(name: str) -> str:
+    last = name.rpartition("_")[2]
+    return last if last in LIBRARIES else ""
+
+
+def _corrected(
+    fitted: Fitted,
+    predict: Callable[[KernelFit, NDArray[np.bool_]], Array],
+    known: Mapping[str, Array],
+    measured_s: Array,
+    test: NDArray[np.bool_],
+    rows: Sequence[Row],
+) -> Fitted:
+    varied = {feature: values for feature, values in known.items() if np.ptp(values) > 0.0}
+    found = corrected(fitted, predict, varied, measured_s, test, whole_shapes(rows), n_centres=_N_CENTRES)
+    unseen = "configurations of heads and (batch, kv_len) pairs"
+    return replace(found, fit=sourced(found.fit, unseen, found.held_out))
+
+
+def regime(row: Row) -> str:
+    """The block that a row of attention belongs to. Of the libraries measured on one GPU the fastest has none of its
+    own name: cuDNN, and for one token per sequence the package's split-KV kernels."""
+    variant = str(row.get("variant", ""))
+    decode = row.get("phase") == "decode"
+    library = "" if variant in ("", "splitkv" if decode else "cudnn") else f"_{variant}"
+    if row["op"] == "mla" and decode:
+        return f"mla{library}"
+    backward = row.get("direction") == "backward"
+    if decode:
+        return f"attention_decode{library}"
+    latent = row["op"] == "mla" or (row.get("v_head_dim") or row["head_dim"]) != row["head_dim"]
+    if latent:
+        return f"mla_prefill{'_backward' if backward else ''}{library}"
+    if row.get("phase") == "encoder":
+        return f"attention_encoder{'_backward' if backward else ''}{library}"
+    return f"attention_{'backward' if backward else 'forward'}{library}"
 
 
 def mla_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -> Op:
@@ -112,14 +211,12 @@ def mla_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -> Op:
     return operators.latent_decode(columns(rows, "mla:decode"))
 
 
-def fit_mla(rows: Sequence[Row], device: Device, source: str = "") -> Fitted:
-    """The block ``mla`` from BF16 decode rows; whole (heads, batch) sites are held out."""
-    measured_s = column(rows, "us") * 1e-6
-    test = held_out([(row["heads"], row["batch"]) for row in rows])
-    ops = {True: mla_op(rows, test), False: mla_op(rows, ~test)}
-
-    def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
-        cluster = alone(with_fit(device, "mla", fit))
-        return np.asarray(estimate(ops[bool(np.array_equal(chosen, test))], cluster).seconds)
-
-    return solve("mla", MLA_BOUNDS, predict, measured_s, test, source)
+def fit_mla(rows: Sequence[Row], device: Device, source: str = "", name: str = "mla") -> Fitted:
+    """The block ``name`` from BF16 decode rows; whole numbers of heads and whole (batch, kv_len) pairs are held out."""
+    measured_s, test, whole = column(rows, "us") * 1e-6, held_out_rows(rows), mla_op(rows)
+    predict = _predictor(name, whole, device)
+    own = {row.get("library", "") for row in rows}
+    bounds = SPLIT_BOUNDS if own == {"triton_splitkv"} else COMPOSED_BOUNDS if own == {"cublas_bmm"} else MLA_BOUNDS
+    fitted = solve(name, bounds, predict, measured_s, test, source)
+    known = {feature: np.asarray(values, dtype=np.float64) for feature, values in mla.features(whole, device).items()}
+    return _corrected(fitted, predict, known, measured_s, test, rows)

@@ -1,7 +1,7 @@
 """Fit the tile model of dense matrix products, one format at a time. Whole (n, k) sites are held out.
 
-First the physical coefficients by least squares on the log error, then a smooth correction over (tiles per SM, k) by
-ridge regression on what is left. Neither sees a held-out row.
+First the physical coefficients by least squares on the log error, then a smooth correction of what is left
+(``validate.residuals``). Neither sees a held-out row.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.kernels import estimate, operator, tiles
+from sextant.simulator.kernels import estimate, gemm, operator, tiles
 from sextant.simulator.types import Device, KernelFit, Op
 from sextant.validate.prediction import operators
+from sextant.validate.prediction.operators import BARE
+from sextant.validate.residuals import Pairs, corrected, held_out_rows, whole_shapes
 from sextant.validate.solver import (
     Array,
     Bounds,
@@ -26,14 +27,9 @@ from sextant.validate.solver import (
     alone,
     column,
     columns,
-    errors,
-    held_out,
     solve,
     with_fit,
 )
-
-#: Share of the (n, k) sites held out.
-HELD_OUT_SHARE = 0.25
 
 #: Coefficients of every format; see ``sextant.simulator.kernels.tiles`` for what each means.
 _COMMON = {
@@ -62,57 +58,90 @@ _CONVERT_BLOCK = {**_CONVERT_S, "convert": Bounds(start=5.0, low=3.0, high=15.0)
 _CONVERT_TENSOR = {**_CONVERT_BLOCK, "convert_spill": Bounds(start=3.0, low=0.0, high=15.0)}
 _LAUNCH = {"launch_s": Bounds(start=1.5e-6, low=1e-7, high=1e-5)}
 
+#: A library whose only tile is square: waves are whole, k is never split.
+_ONE_TILE = {
+    "step_s": Bounds(start=3e-10, low=0.0, high=3e-9),
+    "l2_warm": Bounds(start=0.2, low=0.0, high=0.6),
+    "whole_waves": Bounds(start=0.8, low=0.0, high=1.0),
+}
+_UNALIGNED = {"unaligned": Bounds(start=2.0, low=1.0, high=10.0)}
+
+#: Of a serving engine's calls, which take BF16 activations and convert them.
 COEFFICIENTS: Mapping[str, Mapping[str, Bounds]] = {
     "bf16": {**_LAUNCH, **_COMMON, **_TUNED},
     "fp8": {**_COMMON, **_TUNED, **_CONVERT_TENSOR},
     "fp8_block": {**_COMMON, **_BLOCK_SCALED, **_CONVERT_BLOCK},
 }
+#: Of calls of cuBLAS through torch, whose FP8 operands are FP8 (``prediction.operators.BARE``). Of several sets of
+#: tiles 128 x 128 alone had the least cross-validated error in both FP8 formats.
+BARE_COEFFICIENTS: Mapping[str, Mapping[str, Bounds]] = {
+    "bf16": {**_LAUNCH, **_COMMON, **_TUNED, **_UNALIGNED},
+    "fp8": {**_LAUNCH, **_COMMON, **_ONE_TILE},
+    "fp8_block": {**_LAUNCH, **_COMMON, **_ONE_TILE},
+}
+_BARE_FIXED: Mapping[str, Mapping[str, float]] = {"fp8": {"tile": 128.0}, "fp8_block": {"tile": 128.0}}
 
-#: Rows count as this many knots' worth of zero: keeps the correction small where measurements are few.
-_RIDGE = 3.0
-#: Larger errors do not pull the correction: they are rare choices of a library, not a trend.
-_LARGEST_RESIDUAL = 0.3
-#: Twice the rows take at least this much longer (log; half the model's growth where that is less). Constraints further
-#: from binding than _NEAR wait until a solution violates them.
-_SMALLEST_GROWTH, _NEAR = 1e-3, 0.15
+_N_CENTRES = 128
+#: Variants with a block of their own (``fit_wgrad``) or a kernel of their own.
+_APART = ("wgrad", "wgrad_bf16")
 
 
 def gemm_op(rows: Sequence[Row], format: str) -> Op:
-    """One array operator for ``rows`` (m, n, k). FP8 calls of the measured library take BF16 activations."""
-    return operators.gemm(columns(rows, "gemm"), format)
+    """One array operator for ``rows`` (m, n, k), all of one library: FP8 calls of those in ``BARE`` take FP8 operands,
+    those of others BF16 activations."""
+    bare = _is_bare(rows)
+    return operators.gemm(columns(rows, "gemm"), format, "quantised" if bare else "from_bf16")
+
+
+def _is_bare(rows: Sequence[Row]) -> bool:
+    """Whether rows name a library that takes FP8 operands; InputError where some do and some do not."""
+    said = {row.get("library", "") in BARE for row in rows}
+    if len(said) > 1:
+        raise InputError("library: some rows take FP8 operands and some convert BF16; fit them apart")
+    return said == {True}
 
 
 def fit_gemm(rows: Sequence[Row], device: Device, format: str, source: str = "", *, correct: bool = True) -> Fitted:
     """The block ``gemm_<format>`` from rows with m, n, k, us of that format (other rows are ignored).
 
-    An FP8 call is a conversion and a product: the product's own launch cannot be told from the conversion's, so it is
-    taken from ``device``'s block ``gemm_bf16`` (or its launch_s) and the rest is ``convert_s``. ``correct=False``
+    Where an FP8 call is a conversion and a product, the product's own launch cannot be told from the conversion's, so
+    it is taken from ``device``'s block ``gemm_bf16`` (or its launch_s) and the rest is ``convert_s``. ``correct=False``
     leaves the smooth correction out. InputError for an unknown format or too few rows.
     """
     if format not in COEFFICIENTS:
         raise InputError(f"format {format!r} cannot be fitted; {nearest(format, COEFFICIENTS)}")
-    rows = [row for row in rows if row.get("format") == format]
-    name, measured_s = f"gemm_{format}", column(rows, "us") * 1e-6
-    test = held_out([(row["n"], row["k"]) for row in rows], HELD_OUT_SHARE)
+    rows = [row for row in rows if _is_row(row, format)]
+    name, measured_s, test = f"gemm_{format}", column(rows, "us") * 1e-6, held_out_rows(rows)
     parts = {True: gemm_op(_kept(rows, test), format), False: gemm_op(_kept(rows, ~test), format)}
 
     def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
         op = parts[bool(chosen[np.argmax(test)])]
         return np.asarray(estimate(op, alone(with_fit(device, name, fit))).seconds)
 
-    fixed = {} if format == "bf16" else {"launch_s": _launch_s(device)}
-    fitted = solve(name, COEFFICIENTS[format], predict, measured_s, test, source, fixed)
-    if not correct:
-        return replace(fitted, fit=sourced(fitted.fit, "whole (n, k) sites", fitted.held_out))
-    coefficients = {
-        **fitted.fit.coefficients,
-        **_correction(parts[False], predict(fitted.fit, ~test), measured_s[~test], fitted.fit, device),
-    }
-    fit = replace(fitted.fit, coefficients=coefficients)
-    tested = errors(predict(fit, test), measured_s[test])
-    trained = errors(predict(fit, ~test), measured_s[~test])
-    fit = sourced(replace(fit, low=tested.low, high=tested.high), "whole (n, k) sites", tested)
-    return Fitted(name=name, fit=fit, training=trained, held_out=tested)
+    bare = _is_bare(rows)
+    fixed: dict[str, float] = {} if bare or format == "bf16" else {"launch_s": _launch_s(device)}
+    bounds = BARE_COEFFICIENTS[format] if bare else COEFFICIENTS[format]
+    fixed |= _BARE_FIXED.get(format, {}) if bare else {}
+    fitted = solve(name, bounds, predict, measured_s, test, source, fixed)
+    if correct:
+        features = _features(gemm_op(rows, format), device)
+        lower, upper = (_bare_as(op, bare) for op in _doublings(format))
+        cluster = alone(with_fit(device, name, fitted.fit))
+        growth = np.log(np.asarray(estimate(upper, cluster).seconds) / np.asarray(estimate(lower, cluster).seconds))
+        pairs = Pairs(lower=_features(lower, device), upper=_features(upper, device), growth=growth)
+        fitted = corrected(
+            fitted, predict, features, measured_s, test, whole_shapes(rows), pairs=pairs, n_centres=_N_CENTRES
+        )
+    return replace(fitted, fit=sourced(fitted.fit, "whole (n, k) sites", fitted.held_out))
+
+
+def _is_row(row: Row, format: str) -> bool:
+    """A measured product of the format. Weight gradients with scaled blocks are another kernel, and so are FP8 calls
+    with one scale per operand or with exact accumulation."""
+    if row.get("op", "gemm") != "gemm" or row.get("format") != format or row.get("us", "") == "":
+        return False
+    variant = row.get("variant", "")
+    return not (variant in ("accumulate", "per_tensor") or (format == "fp8_block" and variant in _APART))
 
 
 def sourced(fit: KernelFit, unseen: str, e: Errors) -> KernelFit:
@@ -131,53 +160,21 @@ def _launch_s(device: Device) -> float:
     return float(device.launch_s)
 
 
-def _correction(op: Op, predicted_s: Array, measured_s: Array, fit: KernelFit, device: Device) -> dict[str, float]:
-    """Ridge regression of log(measured / predicted) on the bilinear knots, as coefficients.
-
-    More rows must never take less time, also where the uncorrected time ``fit`` gives hardly grows with them: the
-    regression is bound by that law on a grid of shapes far wider than the measured ones.
-    """
-    residual = np.clip(np.log(measured_s / predicted_s), -_LARGEST_RESIDUAL, _LARGEST_RESIDUAL)
-    weights = _weights(op, device)
-    normal = weights.T @ weights + _RIDGE * np.eye(weights.shape[1])
-    free = np.asarray(np.linalg.solve(normal, weights.T @ residual), dtype=np.float64)
-    lower, upper = _doublings(op.format)
-    cluster = alone(with_fit(device, f"gemm_{op.format}", fit))
-    growth = np.log(np.asarray(estimate(upper, cluster).seconds) / np.asarray(estimate(lower, cluster).seconds))
-    steps = _weights(upper, device) - _weights(lower, device)
-    values = _constrained(free, normal, steps, np.minimum(_SMALLEST_GROWTH, growth / 2.0) - growth)
-    keys = [key for row in tiles.CORRECTION_KEYS for key in row]
-    return {key: float(value) for key, value in zip(keys, values, strict=True)}
+def _bare_as(op: Op, bare: bool) -> Op:
+    converts = not bare and op.format.startswith("fp8")
+    return operator("gemm", op.name, op.format, op.shape, variant="from_bf16" if converts else "")
 
 
-def _weights(op: Op, device: Device) -> Array:
-    m, n, k = (np.asarray(op.shape[name], dtype=float) for name in ("m", "n", "k"))
-    return tiles.correction_weights(np.ceil(m / 128.0) * np.ceil(n / 128.0) / device.n_sms, k)
+def _features(op: Op, device: Device) -> dict[str, Array]:
+    """Features of the products of one array operator, (n_points,) each."""
+    found = tiles.features(gemm.product(op), device)
+    return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
 
 
 def _doublings(format: str) -> tuple[Op, Op]:
     """Products of whole tiles over the range of sizes, and the same with twice the rows."""
-    rows, columns = 256.0 * 2.0 ** np.arange(10), 16.0 * np.round(2.0 ** np.arange(1, 13.1, 0.5))
-    grid = np.meshgrid(rows, columns, 2.0 ** np.arange(5, 17.1, 0.5), indexing="ij")
+    rows, widths = 256.0 * 2.0 ** np.arange(10), 16.0 * np.round(2.0 ** np.arange(1, 13.1, 0.5))
+    grid = np.meshgrid(rows, widths, 2.0 ** np.arange(5, 17.1, 0.5), indexing="ij")
     m, n, k = (np.asarray(axis.ravel(), dtype=np.float64) for axis in grid)
     lower = operator("gemm", "gemm", format, {"m": m, "n": n, "k": k})
     return lower, operator("gemm", "gemm", format, {"m": 2.0 * m, "n": n, "k": k})
-
-
-def _constrained(free: Array, normal: Array, steps: Array, least: Array) -> Array:
-    """The point nearest to ``free`` in the metric ``normal`` with ``steps @ point >= least``.
-
-    Least distance programming by non-negative least squares (Lawson and Hanson 1974, chapter 23).
-    """
-    root = np.linalg.cholesky(normal).T
-    bent = np.linalg.solve(root.T, steps.T).T
-    slack = least - steps @ free
-    tight, point = slack > -_NEAR, free
-    while (steps @ point < least - 1e-12).any():
-        tight |= steps @ point < least
-        dual, _ = nnls(np.vstack([bent[tight].T, slack[tight]]), np.append(np.zeros(len(free)), 1.0))
-        rest = np.append(bent[tight].T @ dual, slack[tight] @ dual - 1.0)
-        known, point = point, free + np.linalg.solve(root, -rest[:-1] / rest[-1])
-        if np.array_equal(known, point):
-            break
-    return point

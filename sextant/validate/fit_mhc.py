@@ -1,6 +1,8 @@
-"""Fit the two kernels of mHC: ``mhc_pre`` and ``mhc_post`` from rows with n_tokens, hidden, n_streams, us.
+"""Fit the kernels of residual streams: ``mhc_pre`` and ``mhc_post``, ``engram_gate`` and ``sinkhorn``.
 
-Whole hidden sizes are held out, one after the other: a fit to the other sizes predicts the rows of the one left out.
+Rows of this package's own kernels (library triton) cover widths, streams and iterations: whole (hidden, n_streams) are
+held out, and what the physical model leaves is learned. Rows of a serving engine have four streams: whole hidden sizes
+are held out, one after the other: a fit to the other sizes predicts the rows of the one left out.
 Errors and interval are those of all rows so predicted; the coefficients that are kept come from all rows.
 """
 
@@ -13,14 +15,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import estimate, fit_of
-from sextant.simulator.types import Device, KernelFit, Op
+from sextant.simulator.kernels import engram_gate, estimate, fit_of, mhc_post, mhc_pre, sinkhorn
+from sextant.simulator.kernels.streams import stream_features
+from sextant.simulator.types import Device, KernelFit, Num, Op
 from sextant.validate.prediction import operators
+from sextant.validate.residuals import corrected, held_out_rows, whole_shapes
 from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, errors, solve, with_fit
 
 Predict = Callable[[KernelFit, NDArray[np.bool_]], Array]
 
 KINDS = ("mhc_pre", "mhc_post")
+
+#: Blocks of this package's kernels: those of one pass with the coefficients of ``rows``.
+_ONE_PASS = {
+    "floor_s": Bounds(start=1.2e-6, low=3e-7, high=5e-6),
+    "cold_s": Bounds(start=6e-7, low=0.0, high=3e-6),
+    "cold_share": Bounds(start=0.01, low=0.002, high=0.05),
+    "row_cost": Bounds(start=20.0, low=0.0, high=500.0),
+    "efficiency": Bounds(start=0.85, low=0.3, high=1.0),
+    "padding": Bounds(start=0.2, low=0.0, high=1.0),
+}
+_ONE_PASS_FIXED = {"write_cost": 1.0, "l2_share": 0.0, "l2_speedup": 1.0}
+_OWN: Mapping[str, Mapping[str, Bounds]] = {
+    "mhc_pre": {
+        "floor_s": Bounds(start=6e-6, low=5e-7, high=2e-5),
+        "column_s": Bounds(start=4e-10, low=0.0, high=5e-9),
+        "iteration_s": Bounds(start=1e-7, low=0.0, high=1e-6),
+        "product_efficiency": Bounds(start=0.5, low=0.2, high=1.0),
+        "efficiency": Bounds(start=0.6, low=0.2, high=1.0),
+        "l2_bytes_per_s": Bounds(start=2.2e12, low=5e11, high=3e13),
+        "token_iteration_s": Bounds(start=1.5e-8, low=0.0, high=2.5e-7),
+    },
+    "mhc_post": _ONE_PASS,
+    "engram_gate": _ONE_PASS,
+    "sinkhorn": {
+        "floor_s": Bounds(start=1.2e-6, low=3e-7, high=5e-6),
+        **{f"iteration_s_{n}": Bounds(start=3e-7, low=1e-8, high=2e-6) for n in sinkhorn.SIZES},
+        **{f"token_s_{n}": Bounds(start=4e-11, low=1e-13, high=1e-9) for n in sinkhorn.SIZES},
+    },
+}
 
 #: Seconds of one Sinkhorn iteration on a 4 x 4 matrix held by one thread: two normalisations of some 50 cycles each.
 #: Rows of one number of iterations cannot tell it from the floor: assumed.
@@ -41,10 +74,37 @@ def fit_mhc(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitte
 
     InputError if a kernel has rows of one hidden size only, or if there are no rows of either.
     """
-    found = [_fit(kind, part, device, source) for kind in KINDS if (part := [r for r in rows if r["op"] == kind])]
+    own = [row for row in rows if row.get("library") == "triton" and row.get("us", "") != ""]
+    if own:
+        found = [_fit_own(kind, part, device, source) for kind in _OWN if (part := [r for r in own if r["op"] == kind])]
+    else:
+        found = [_fit(kind, part, device, source) for kind in KINDS if (part := [r for r in rows if r["op"] == kind])]
     if not found:
-        raise InputError(f"no rows of {' or '.join(KINDS)}; check column 'op'")
+        raise InputError(f"no rows of {', '.join(_OWN)}; check column 'op'")
     return found
+
+
+def _fit_own(kind: str, rows: Sequence[Row], device: Device, source: str) -> Fitted:
+    """A block of this package's own kernel, with a correction."""
+    op, test, measured_s = mhc_op(rows, kind), held_out_rows(rows), column(rows, "us") * 1e-6
+
+    def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
+        part = {name: np.asarray(values)[chosen] for name, values in op.shape.items()}
+        return np.asarray(estimate(replace(op, shape=part), alone(with_fit(device, kind, fit))).seconds)
+
+    fixed = _ONE_PASS_FIXED if _OWN[kind] is _ONE_PASS else {}
+    fitted = solve(kind, _OWN[kind], predict, measured_s, test, f"{source}; this package's Triton kernel", fixed)
+    known = {name: np.asarray(values, dtype=np.float64) for name, values in _features(op).items()}
+    return corrected(fitted, predict, known, measured_s, test, whole_shapes(rows))
+
+
+def _features(op: Op) -> Mapping[str, Num]:
+    if op.kind == "sinkhorn":
+        return sinkhorn.features(op.shape)
+    if op.kind == "mhc_pre":
+        return mhc_pre.features(op.shape)
+    module = mhc_post if op.kind == "mhc_post" else engram_gate
+    return stream_features(module.stream(op.shape, ""), op.shape)
 
 
 def mhc_op(rows: Sequence[Row], kind: str) -> Op:

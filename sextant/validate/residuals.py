@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 from sextant.simulator.kernels.correction import basis
 from sextant.simulator.types import Correction, KernelFit
 from sextant.validate.cases import shapes_of, split
-from sextant.validate.solver import Array, Errors, Fitted, Row, errors
+from sextant.validate.solver import Array, Errors, Fitted, Row, central, errors
 
 #: Centres of a correction, at most.
 N_CENTRES = 64
@@ -114,7 +114,7 @@ def interval(held_out_ratio: Array, crossed: Errors, crossed_residual: Array) ->
     ratios = held_out_ratio
     if len(ratios) < 20:
         ratios = np.concatenate([ratios, np.exp(crossed_residual)])
-    low, high = np.quantile(ratios, [0.05, 0.95])
+    low, high = central(ratios)
     return float(min(low, 1.0)), float(max(high, 1.0))
 
 

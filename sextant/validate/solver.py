@@ -81,11 +81,17 @@ def held_out(keys: Sequence[object], share: float = 0.2) -> NDArray[np.bool_]:
     return np.asarray([zlib.crc32(str(key).encode()) % 1000 < 1000 * share for key in keys], dtype=bool)
 
 
+def central(ratios: Array) -> tuple[float, float]:
+    """The 5% and 95% quantiles, each the next value outwards: at least 90% of few values lie between them, too."""
+    low, high = np.quantile(ratios, 0.05, method="lower"), np.quantile(ratios, 0.95, method="higher")
+    return float(low), float(high)
+
+
 def errors(predicted_s: Array, measured_s: Array) -> Errors:
     """Relative errors of predictions, shapes (n_rows,)."""
     relative = predicted_s / measured_s - 1
     size = np.abs(relative)
-    low, high = np.quantile(measured_s / predicted_s, [0.05, 0.95])
+    low, high = central(measured_s / predicted_s)
     return Errors(
         n_rows=len(size), mape=float(size.mean()), median=float(np.median(size)), p95=float(np.quantile(size, 0.95)),
         bias=float(relative.mean()), low=float(low), high=float(high),

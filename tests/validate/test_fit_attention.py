@@ -14,7 +14,6 @@ from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Memory
 from sextant.validate.fit_attention import attention_op, fit_attention, fit_mla, mla_op
 from sextant.validate.fit_collective import check_exchange, fit_collective, fit_exchange, published_row
-from sextant.validate.fit_memory import fit_memory, memory_op, moved_bytes
 from sextant.validate.solver import Row, alone, column, held_out, with_fit
 
 MEASURED = Path(__file__).resolve().parents[3] / "shared" / "measured" / "h100_sxm"
@@ -37,41 +36,6 @@ def exchange_rows(name: str) -> list[Row]:
     return [{**row, "nvlink_bytes_per_s": NVLINK} for row in rows_of(name)]
 
 
-def memory_rows(fit: KernelFit, noise: float) -> list[Row]:
-    """Rows of five operators over sizes, timed by the model itself, with log-normal noise."""
-    rows: list[Row] = [{"op": "copy", "bytes": float(2**power)} for power in range(10, 33)]
-    for op, width in (("rmsnorm", "hidden"), ("add", "hidden"), ("cast", "hidden"), ("swiglu", "expert_ffn")):
-        for size in (1024, 1536, 2048, 3072, 4096, 5120, 7168, 8192):
-            rows += [{"op": op, "format": "bf16", "n_tokens": 4.0**n, width: float(size)} for n in range(10)]
-    seconds = estimate(memory_op(*moved_bytes(rows)), alone(with_fit(H100, "memory", fit))).seconds
-    spread = np.exp(np.random.default_rng(5).normal(0.0, noise, len(rows)))
-    return [{**row, "us": float(us)} for row, us in zip(rows, seconds * spread * 1e6, strict=True)]
-
-
-def test_memory_coefficients_are_found_again() -> None:
-    truth = {"efficiency": 0.91, "write_cost": 1.12, "l2_share": 0.6, "l2_speedup": 1.8, "floor_s": 2.2e-6}
-    known = KernelFit(coefficients=truth, low=1.0, high=1.0, provenance="fitted")
-    found = fit_memory(memory_rows(known, noise=0.0), H100)
-    assert found.fit.coefficients == pytest.approx(truth, rel=1e-3)
-    assert found.held_out.mape < 1e-4
-
-
-def test_the_interval_is_as_wide_as_the_noise() -> None:
-    """5% of log-normal noise: 90% of it lies within a factor of exp(1.645 x 0.05).
-
-    Noise leaves open how much of a slow move is the writing, so the rate of whole moves is what must be found again.
-    """
-    truth = {"efficiency": 0.91, "write_cost": 1.12, "l2_share": 0.6, "l2_speedup": 1.8, "floor_s": 2.2e-6}
-    known = KernelFit(coefficients=truth, low=1.0, high=1.0, provenance="fitted")
-    found = fit_memory(memory_rows(known, noise=0.05), H100)
-    for read, write in ((1e10, 1e10), (2e10, 1e10)):
-        times = [estimate(memory_op(read, write), alone(with_fit(H100, "memory", fit))).seconds
-                 for fit in (found.fit, known)]  # fmt: skip
-        assert times[0] == pytest.approx(times[1], rel=0.02)
-    assert np.log(found.fit.high) == pytest.approx(0.082, abs=0.03)
-    assert np.log(found.fit.low) == pytest.approx(-0.082, abs=0.03)
-
-
 def test_held_out_rows_keep_their_group_together_and_always_the_same() -> None:
     keys = [(heads, 8) for heads in range(50) for _ in range(4)]
     mask = held_out(keys)
@@ -89,8 +53,6 @@ def test_missing_columns_and_mixed_directions_are_refused() -> None:
         attention_op([row, {**row, "direction": "backward"}])
     with pytest.raises(InputError, match="fitted to backward rows only"):
         fit_attention("attention_backward", [row], H100)
-    with pytest.raises(InputError, match="gather"):
-        fit_memory([{"op": "gather", "hidden": 1, "n_tokens": 1, "us": 1.0}], H100)
 
 
 def test_backward_coefficients_are_found_again_and_change_the_provenance() -> None:

@@ -33,9 +33,9 @@ SUSTAINED = (
 )
 FULL_CLOCK = "assumed: 1.0, no measurement of lasting load"
 
-#: Between two kernels of one stream or graph. The smallest H100 GEMM takes 2.6 us in all, its gap included.
-LAUNCH_S = 1.5e-6
+#: A kernel that does nothing, its gap to the next included.
+LAUNCH_S = 1.0e-6
 LAUNCH = (
-    "assumed: 1 to 3 us between two kernels queued back to back; the smallest kernels of the aiconfigurator H100 "
-    "tables take 2.6 us in all, and the fits hold that floor"
+    "1.0 us: the smallest kernels in a CUDA graph on an H200 take 1.06 to 1.3 us each, gap included "
+    "(validate/data/measured/h200_kernels.csv); the fits hold what more each kind takes"
 )

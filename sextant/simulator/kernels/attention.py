@@ -8,17 +8,21 @@ keys, and pays matrix products and exponentials, which overlap in part. Programs
 keys holds a fixed number of elements, so narrow heads walk in longer strides and waste more on short sequences.
 Decode streams the cache: bandwidth, the speed of a single program, and a fixed cost per program.
 
-Coefficient blocks, each falling back to the one after it: ``attention_forward``; ``attention_encoder`` (not causal);
-``mla_prefill`` (key and value widths differ); ``attention_backward``, ``mla_prefill_backward``; ``attention_decode``.
+Coefficient blocks, each falling back to the one before it: ``attention_forward``; ``attention_encoder`` (not causal);
+``mla_prefill`` (key and value widths differ); ``attention_backward``, of encoders and of latent heads; and
+``attention_decode``. A variant may name a library beside its direction (``forward_flash``): its blocks end in that name
+(``attention_forward_flash``). Without one it is the library that the block's source names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from sextant.simulator.kernels import BYTES, Work, fit_of, peak
+from sextant.simulator.kernels.correction import correction
 from sextant.simulator.types import PROVENANCES, Cluster, Device, Estimate, KernelFit, Num, Op
 
 #: Query rows of one program: two warp groups of 64 rows.
@@ -44,7 +48,7 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
     query, output = rows * d["head_dim"] * size, rows * d["v_head_dim"] * size
     cache = keys * (d["head_dim"] + d["v_head_dim"]) * size
     flops = 2.0 * pairs * _product_width(d, variant)
-    if variant != "backward":
+    if not _backward(variant):
         return Work(flops=flops, traffic_bytes={"hbm": query + output + cache})
     dq_fp32 = rows * d["head_dim"] * 4.0
     before = 2 * output + 4.0 * rows
@@ -62,24 +66,65 @@ def visible_pairs(q_len: Num, kv_len: Num, causal: Num) -> Num:
 def estimate(op: Op, cluster: Cluster) -> Estimate:
     """Seconds of one execution; KeyError names the coefficient block that the device lacks."""
     d, device = _dims(op.shape), cluster.device
-    if op.variant == "backward":
-        regimes = [(np.asarray(True), _backward_fit(device, d), _tiled)]
+    latent = np.asarray(d["head_dim"]) != d["v_head_dim"]
+    encoder = ~latent & (np.asarray(d["causal"]) == 0)
+    _, _, library = op.variant.partition("_")
+    if _backward(op.variant):
+        decode = np.asarray(False)
+        names = ("attention_backward", "attention_encoder_backward", "mla_prefill_backward")
     else:
         decode = (np.asarray(d["q_len"]) <= DECODE_ROWS) & (np.asarray(d["kv_len"]) > d["q_len"])
-        latent = np.asarray(d["head_dim"]) != d["v_head_dim"]
-        encoder = np.asarray(d["causal"]) == 0
-        regimes = [
-            (decode, ("attention_decode",), _decode),
-            (~decode & latent, ("mla_prefill", "attention_forward"), _tiled),
-            (~decode & ~latent & encoder, ("attention_encoder", "attention_forward"), _tiled),
-            (~decode & ~latent & ~encoder, ("attention_forward",), _tiled),
-        ]
+        names = ("attention_forward", "attention_encoder", "mla_prefill")
+    regimes = [
+        (decode, ("attention_decode",), _decode), (~decode & latent, (names[2], names[0]), _tiled),
+        (~decode & encoder, (names[1], names[0]), _tiled), (~decode & ~latent & ~encoder, (names[0],), _tiled),
+    ]  # fmt: skip
     found: list[tuple[np.ndarray, Estimate]] = []
-    for mask, names, model in regimes:
+    for mask, blocks, model in regimes:
         if mask.any():
-            fit = names if isinstance(names, KernelFit) else fit_of(device, *names)
-            found.append((mask, model(op, d, device, fit)))
+            fit = _fit(device, blocks, library, backward=_backward(op.variant), latent=bool(latent.any()))
+            part = model(op, d, device, fit)
+            seconds = np.maximum(part.seconds * correction(fit, features(op, device)), _least_seconds(op, device))
+            low, high = seconds * fit.low, seconds * fit.high
+            found.append((mask, replace(part, seconds=seconds, low=low, high=high)))
     return _merge(found)
+
+
+def _least_seconds(op: Op, device: Device) -> Num:
+    """FLOPs at the peak, or what of the bytes cannot lie in L2 at the HBM bandwidth."""
+    needed = work(op.shape, op.format, op.variant)
+    read_s = (needed.traffic_bytes["hbm"] - device.l2_bytes) / device.memories["hbm"].bandwidth_bytes_per_s
+    return np.maximum(read_s, needed.flops / peak(device, op.format, lasting=False))
+
+
+def features(op: Op, device: Device) -> dict[str, Num]:
+    """What a correction may depend on, as logarithms to base 2: programs per SM, keys, width of a head, query heads per
+    key head; of a decode step the caches per SM instead of the programs."""
+    d = _dims(op.shape)
+    programs = d["batch"] * d["heads"] * np.ceil(d["q_len"] / TILE_ROWS)
+    return {
+        "log2_programs_per_sm": np.log2(programs / device.n_sms), "log2_keys": np.log2(d["kv_len"]),
+        "log2_width": np.log2(d["head_dim"]), "log2_group": np.log2(d["heads"] / d["kv_heads"]),
+        "log2_caches_per_sm": np.log2(d["batch"] * d["kv_heads"] / device.n_sms),
+    }  # fmt: skip
+
+
+def _backward(variant: str) -> bool:
+    return variant.startswith("backward")
+
+
+def _fit(device: Device, blocks: tuple[str, ...], library: str, *, backward: bool, latent: bool) -> KernelFit:
+    """The block of a library, else of any; backward from forward coefficients where no backward was measured."""
+    for name in (*(f"{block}_{library}" for block in blocks if library), *blocks):
+        if name in device.kernels:
+            return device.kernels[name]
+    if not backward:
+        return fit_of(device, *blocks)
+    forward = fit_of(device, *(("mla_prefill", "attention_forward") if latent else ("attention_forward",)))
+    return replace(
+        forward, low=forward.low * ASSUMED_LOW, high=forward.high * ASSUMED_HIGH, provenance="assumed",
+        source="forward efficiency: no backward kernel measured; " + forward.source, correction=None,
+    )  # fmt: skip
 
 
 def _dims(shape: Mapping[str, Num]) -> dict[str, Num]:
@@ -91,22 +136,9 @@ def _dims(shape: Mapping[str, Num]) -> dict[str, Num]:
 
 
 def _product_width(d: Mapping[str, Num], variant: str) -> Num:
-    if variant == "backward":
+    if _backward(variant):
         return 3.0 * d["head_dim"] + 2.0 * d["v_head_dim"]
     return d["head_dim"] + d["v_head_dim"]
-
-
-def _backward_fit(device: Device, d: Mapping[str, Num]) -> KernelFit:
-    latent = bool(np.any(np.asarray(d["head_dim"]) != d["v_head_dim"]))
-    names = ("mla_prefill_backward", "attention_backward") if latent else ("attention_backward",)
-    for name in names:
-        if name in device.kernels:
-            return device.kernels[name]
-    forward = fit_of(device, *(("mla_prefill", "attention_forward") if latent else ("attention_forward",)))
-    return KernelFit(
-        coefficients=forward.coefficients, low=forward.low * ASSUMED_LOW, high=forward.high * ASSUMED_HIGH,
-        provenance="assumed", source="forward efficiency: no backward kernel measured; " + forward.source,
-    )  # fmt: skip
 
 
 def _tiled(op: Op, d: Mapping[str, Num], device: Device, fit: KernelFit) -> Estimate:

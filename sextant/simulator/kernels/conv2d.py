@@ -6,8 +6,9 @@ Shape: n_images, height, width, in_channels, out_channels, kernel, stride. Varia
 its gradients, which need as many FLOPs and move the same three tensors; ``depthwise``: a channel sees itself alone
 (k = kernel^2), bound by memory.
 
-No convolution was measured: the tile model of products stands for it (the ``memory`` block for depthwise ones),
-``assumed``, with an interval that reaches to kernels twice as slow.
+The tile model of products with the block ``conv2d_<format>``, of forward kernels; without one, and for gradients, the
+model of products stands for it, ``assumed``, with an interval that reaches to kernels twice as slow. So does the
+``memory`` block for depthwise ones.
 """
 
 from __future__ import annotations
@@ -33,25 +34,33 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the tile model with the block ``gemm_<format>``; Num in, Num of the broadcast shape out."""
+    """Seconds by the tile model with the block ``conv2d_<format>``, else ``gemm_<format>``; Num in, Num of the
+    broadcast shape out."""
     if op.variant == "depthwise":
         return _depthwise(op, cluster)
-    fit = product_fit(cluster.device, "gemm", op.format, "")
+    own = op.variant == "" and f"conv2d_{op.format}" in cluster.device.kernels
+    fit = product_fit(cluster.device, "conv2d" if own else "gemm", op.format, "")
+    seconds = product_seconds(product(op), fit, cluster.device, converts=False)
+    low, high = (1.0, 1.0) if own else (ASSUMED_LOW, ASSUMED_HIGH)
+    return Estimate(
+        seconds=seconds.total, low=seconds.total * fit.low * low, high=seconds.total * fit.high * high,
+        limits={"math": seconds.math, "memory": seconds.memory, "launch": seconds.launch},
+        provenance=fit.provenance if own else "assumed",
+    )  # fmt: skip
+
+
+def product(op: Op) -> Product:
+    """What the tile model sees of a convolution that is not depthwise."""
     m, n, k = _product(op.shape, op.variant)
     size, read, weights, written = BYTES[op.format], _input_elements(op.shape), n * k, m * n
     # Operands that are activations, other operands, and the result.
     tensors = {"": (read, weights, written), "dgrad": (written, weights, read), "wgrad": (read + written, 0.0, weights)}
     places = {"": (m, n, k), "dgrad": (m, k, n), "wgrad": (n, k, m)}
     (rows, columns, depth), (x, other, result) = places[op.variant], tensors[op.variant]
-    product = Product(
+    return Product(
         rows=rows, rows_per_group=rows, n=columns, k=depth, row_tiles=lambda height: np.ceil(rows / height),
         operand_bytes=size * (x + other), x_bytes=size * x, output_bytes=size * result, flops=2.0 * m * n * k,
         format=op.format,
-    )  # fmt: skip
-    seconds = product_seconds(product, fit.coefficients, cluster.device, converts=False)
-    return Estimate(
-        seconds=seconds.total, low=seconds.total * fit.low * ASSUMED_LOW, high=seconds.total * fit.high * ASSUMED_HIGH,
-        limits={"math": seconds.math, "memory": seconds.memory, "launch": seconds.launch}, provenance="assumed",
     )  # fmt: skip
 
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from sextant.simulator.types import Correction, KernelFit, Num
+from sextant.simulator.types import KernelFit, Num
 
 Array = NDArray[np.float64]
 
 #: Points evaluated at once: their distances to all centres stay in a core's cache.
-_CHUNK = 2048
+_CHUNK = 512
 #: Features are held within this many scales of zero, so that an absurd shape is far away and not an overflow.
 _FAR = 1e6
 
@@ -34,7 +34,9 @@ def correction(fit: KernelFit, features: Mapping[str, Num]) -> Num:
     out = np.empty(len(points))
     for start in range(0, len(points), _CHUNK):
         part = slice(start, start + _CHUNK)
-        out[part] = basis(points[part], c.centres, c.scales) @ c.weights
+        terms = basis(points[part], c.centres, c.scales)
+        terms *= c.weights
+        terms.sum(axis=1, out=out[part])
     return np.exp(out).reshape(columns[0].shape)[()]
 
 
@@ -44,15 +46,8 @@ def basis(points: Array, centres: Array, scales: Array) -> Array:
     ``scales`` (n_features,) are the distances over which the correction changes.
     """
     x, y = np.clip(points / scales, -_FAR, _FAR), centres / scales
-    half = x @ y.T
+    # Not by a matrix product, whose sums depend on how many points there are: a sweep must equal its points one by one.
+    half = np.einsum("pf,fc->pc", x, np.ascontiguousarray(y.T))
     half -= 0.5 * np.square(x).sum(axis=1)[:, None]
     half -= 0.5 * np.square(y).sum(axis=1)
     return np.exp(np.minimum(half, 0.0, out=half), out=half)
-
-
-def same(a: Correction | None, b: Correction | None) -> bool:
-    """Whether two corrections are equal number by number."""
-    if a is None or b is None:
-        return a is b
-    pairs = ((a.scales, b.scales), (a.centres, b.centres), (a.weights, b.weights))
-    return a.features == b.features and all(np.array_equal(x, y) for x, y in pairs)

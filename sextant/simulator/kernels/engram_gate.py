@@ -5,8 +5,8 @@ keys and the C value, normalises keys and residual (n C weights each) and writes
 (deepseek-ai/TileKernels engram_gate). ``backward`` reads the gradient as well and writes gradients of all three inputs
 (own count).
 
-No such kernel was measured: it streams n C tensors token by token as ``mhc_post`` does and takes its coefficients,
-marked assumed, with a wide interval.
+Where a device has no block of its own the gate takes that of ``mhc_post``, which streams n C tensors token by token as
+well: assumed, with a wide interval. So is the backward pass everywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sextant.simulator.kernels import Work, fit_of
-from sextant.simulator.kernels.streams import Stream, stream_seconds
+from sextant.simulator.kernels.streams import Stream, corrected_stream_seconds
 from sextant.simulator.types import Cluster, Estimate, Num, Op
 
 #: Widening of the interval.
@@ -43,7 +43,7 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     """Seconds by the coefficients of ``streams`` in the block ``engram_gate``, else ``mhc_post``; KeyError without."""
     fit = fit_of(cluster.device, "engram_gate", "mhc_post")
     measured = "engram_gate" in cluster.device.kernels and op.variant != "backward"
-    parts = stream_seconds(stream(op.shape, op.variant), fit.coefficients, cluster.device)
+    parts = corrected_stream_seconds(stream(op.shape, op.variant), op.shape, fit, cluster.device)
     low, high = (1.0, 1.0) if measured else (LOW, HIGH)
     return Estimate(
         seconds=parts.total, low=parts.total * fit.low * low, high=parts.total * fit.high * high,

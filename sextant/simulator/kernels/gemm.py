@@ -26,17 +26,21 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
     return Work(flops=2.0 * m * n * k, traffic_bytes={"hbm": operands + OUTPUT_BYTES.get(variant, 2.0) * m * n})
 
 
-def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the tile model with the block ``gemm_<format>``; Num in, Num of the broadcast shape out."""
-    fit = product_fit(cluster.device, "gemm", op.format, op.variant)
+def product(op: Op) -> Product:
+    """What the tile model sees of ``op``."""
     m, n, k = op.shape["m"], op.shape["n"], op.shape["k"]
-    product = Product(
+    return Product(
         rows=m, rows_per_group=m, n=n, k=k, row_tiles=lambda height: np.ceil(m / height),
         operand_bytes=BYTES[op.format] * k * (m + n), x_bytes=BYTES[op.format] * k * m,
         output_bytes=OUTPUT_BYTES.get(op.variant, 2.0) * m * n, flops=2.0 * m * n * k, format=op.format,
         old_bytes=4.0 * m * n if op.variant == "wgrad" else 0.0,
     )  # fmt: skip
-    seconds = product_seconds(product, fit.coefficients, cluster.device, converts=op.variant == "from_bf16")
+
+
+def estimate(op: Op, cluster: Cluster) -> Estimate:
+    """Seconds by the tile model with the block ``gemm_<format>``; Num in, Num of the broadcast shape out."""
+    fit = product_fit(cluster.device, "gemm", op.format, op.variant)
+    seconds = product_seconds(product(op), fit, cluster.device, converts=op.variant == "from_bf16")
     return Estimate(
         seconds=seconds.total, low=seconds.total * fit.low, high=seconds.total * fit.high,
         limits={"math": seconds.math, "memory": seconds.memory, "launch": seconds.launch}, provenance=fit.provenance,

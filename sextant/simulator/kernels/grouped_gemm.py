@@ -34,18 +34,22 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
     return Work(flops=flops, traffic_bytes={"hbm": operands + output})
 
 
-def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the tile model with the block ``grouped_gemm_<format>`` (else ``gemm_<format>``)."""
-    fit = product_fit(cluster.device, "grouped_gemm", op.format, op.variant)
+def product(op: Op) -> Product:
+    """What the tile model sees of ``op``."""
     groups, tokens, n, k = (op.shape[name] for name in ("groups", "tokens_per_group", "n", "k"))
     operands, output = _bytes(op.shape, op.format, op.variant)
-    product = Product(
+    return Product(
         rows=groups * tokens, rows_per_group=tokens, n=n, k=k, row_tiles=_row_tiles(groups, tokens, op.variant),
         operand_bytes=operands, x_bytes=BYTES[op.format] * groups * tokens * k, output_bytes=output,
         flops=2.0 * groups * tokens * n * k, format=op.format,
         old_bytes=4.0 * groups * tokens * n if op.variant == "wgrad" else 0.0,
     )  # fmt: skip
-    seconds = product_seconds(product, fit.coefficients, cluster.device, converts=False)
+
+
+def estimate(op: Op, cluster: Cluster) -> Estimate:
+    """Seconds by the tile model with the block ``grouped_gemm_<format>`` (else ``gemm_<format>``)."""
+    fit = product_fit(cluster.device, "grouped_gemm", op.format, op.variant)
+    seconds = product_seconds(product(op), fit, cluster.device, converts=False)
     return Estimate(
         seconds=seconds.total, low=seconds.total * fit.low, high=seconds.total * fit.high,
         limits={"math": seconds.math, "memory": seconds.memory, "launch": seconds.launch}, provenance=fit.provenance,

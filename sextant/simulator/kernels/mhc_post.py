@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sextant.simulator.kernels import Work, fit_of
-from sextant.simulator.kernels.streams import Stream, stream_seconds
+from sextant.simulator.kernels.streams import Stream, corrected_stream_seconds
 from sextant.simulator.types import Cluster, Estimate, Num, Op
 
 #: Widening of the interval for the backward pass.
@@ -37,9 +37,10 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the block ``mhc_post`` with the coefficients of ``streams``; KeyError if the device has none."""
+    """Seconds by the block ``mhc_post`` with the coefficients of ``streams`` or of ``rows``; KeyError if the device has
+    none."""
     fit = fit_of(cluster.device, "mhc_post")
-    parts = stream_seconds(stream(op.shape, op.variant), fit.coefficients, cluster.device)
+    parts = corrected_stream_seconds(stream(op.shape, op.variant), op.shape, fit, cluster.device)
     backward = op.variant == "backward"
     low, high = (fit.low * BACKWARD_LOW, fit.high * BACKWARD_HIGH) if backward else (fit.low, fit.high)
     return Estimate(

@@ -5,6 +5,14 @@ the FP32 weights of n^2 + 2 n mappings, with the residual's mean square beside i
 (sigmoid, Sinkhorn) and applies H_pre, reading the residual once more (mHC, arXiv:2512.24880, s4.3.1, Table 2). The
 norm that the layer function starts with is not included.
 
+A block has the coefficients of ``streams`` (kernels fused further, as serving engines have them) or those of two
+kernels, a product in blocks of 16 or 64 tokens that is split along n C over idle SMs, and one program per token:
+
+    floor_s, column_s, iteration_s   latency: launches, per value of a token's n C, per Sinkhorn iteration
+    product_efficiency, efficiency   shares of the HBM bandwidth that the product and the other kernel reach
+    l2_bytes_per_s                   rate at which blocks of the product read the weights again
+    token_iteration_s                Sinkhorn's time of a token on one SM, per iteration
+
 ``backward`` reads the residual and the gradients of the layer's input, adds to the residual's gradient twice (through
 H_pre and through the mappings) and sums the weight gradient: the kernels of deepseek-ai/TileKernels pre_apply_mix and
 pre_norm_fn. It was not measured: the forward's coefficients, marked assumed, with a wider interval.
@@ -13,15 +21,21 @@ pre_norm_fn. It was not measured: the forward's coefficients, marked assumed, wi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from sextant.simulator.kernels import Work, fit_of
-from sextant.simulator.kernels.streams import Stream, stream_seconds
+from sextant.simulator.kernels.correction import correction
+from sextant.simulator.kernels.rows import least_seconds
+from sextant.simulator.kernels.streams import Stream, stream_features, stream_rows, stream_seconds
 from sextant.simulator.types import Cluster, Device, Estimate, Num, Op
 
 #: Share of the TF32 peak that the narrow product of the mappings is taken to reach; it binds only for many streams.
 MATH_SHARE = 0.5
+
+#: Tokens of a block of the product: the taller one where it fills all SMs.
+SHORT_BLOCK, TALL_BLOCK = 16.0, 64.0
 
 #: Kernels of the backward pass beside those of the forward: apply, Sinkhorn with split, product.
 BACKWARD_KERNELS = 1.5
@@ -59,21 +73,47 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the block ``mhc_pre``: those of ``streams``, and iteration_s per Sinkhorn iteration, which runs on
-    chip. KeyError if the device has no such block."""
+    """Seconds by the block ``mhc_pre``, with iteration_s per Sinkhorn iteration, which runs on chip. KeyError if the
+    device has no such block."""
     device, s = cluster.device, op.shape
     fit = fit_of(device, "mhc_pre")
-    parts = stream_seconds(stream(s, op.variant), fit.coefficients, device)
+    what, backward = stream(s, op.variant), op.variant == "backward"
+    kernels = BACKWARD_KERNELS if backward else 1.0
     math_s = work(s, op.format, op.variant).flops / (_tf32(device) * MATH_SHARE)
-    backward = op.variant == "backward"
-    launch_s = (BACKWARD_KERNELS if backward else 1.0) * parts.launch + iterations_s(s, fit.coefficients)
-    seconds = launch_s + np.maximum(parts.memory, math_s)
+    if "column_s" in fit.coefficients:
+        launch_s, memory_s = _two_kernels(s, what, fit.coefficients, device)
+    else:
+        parts = stream_seconds(what, fit.coefficients, device)
+        launch_s, memory_s = parts.launch, parts.memory
+    launch_s = kernels * launch_s + iterations_s(s, fit.coefficients)
+    seconds = (launch_s + np.maximum(memory_s, math_s)) * correction(fit, features(s, op.variant))
+    seconds = np.maximum(seconds, least_seconds(stream_rows(replace(what, token_bytes=what.tensor_bytes), s), device))
     low, high = (fit.low * BACKWARD_LOW, fit.high * BACKWARD_HIGH) if backward else (fit.low, fit.high)
     return Estimate(
         seconds=seconds, low=seconds * low, high=seconds * high,
-        limits={"math": math_s, "memory": parts.memory, "launch": launch_s},
+        limits={"math": math_s, "memory": memory_s, "launch": launch_s},
         provenance="assumed" if backward else fit.provenance,
     )  # fmt: skip
+
+
+def features(shape: Mapping[str, Num], variant: str = "") -> dict[str, Num]:
+    """What a correction may depend on, as logarithms to base 2: bytes moved, tokens, streams, iterations."""
+    found = stream_features(stream(shape, variant), shape)
+    return {**found, "log2_iterations": np.log2(np.maximum(shape["sinkhorn_iters"], 1.0))}
+
+
+def _two_kernels(shape: Mapping[str, Num], what: Stream, c: Mapping[str, Num], device: Device) -> tuple[Num, Num]:
+    """Seconds of latency without the iterations, and of the bytes: those of the product, and of the other kernel."""
+    n_tokens, wide = shape["n_tokens"], shape["n_streams"] * shape["hidden"]
+    bandwidth = device.memories["hbm"].bandwidth_bytes_per_s
+    read_s = n_tokens * 2.0 * wide / (bandwidth * c["product_efficiency"])
+    height = np.where(n_tokens >= TALL_BLOCK * device.n_sms, TALL_BLOCK, SHORT_BLOCK)
+    lanes = np.maximum(SHORT_BLOCK, 2.0 ** np.ceil(np.log2(n_mappings(shape["n_streams"]))))
+    again_s = np.ceil(n_tokens / height) * 4.0 * wide * lanes / c["l2_bytes_per_s"]
+    rest_s = n_tokens * (what.token_bytes - 2.0 * wide) / (bandwidth * c["efficiency"])
+    rest_s = np.maximum(rest_s, n_tokens / device.n_sms * c["token_iteration_s"] * shape["sinkhorn_iters"])
+    product_s = np.sqrt(np.sqrt(read_s**4 + again_s**4))
+    return np.maximum(c["floor_s"], device.launch_s) + c["column_s"] * wide, product_s + rest_s
 
 
 def iterations_s(shape: Mapping[str, Num], coefficients: Mapping[str, Num]) -> Num:

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sextant.simulator.types import Device, Num
+from sextant.simulator.kernels.correction import correction
+from sextant.simulator.kernels.rows import Rows, least_seconds, row_features, row_seconds
+from sextant.simulator.types import Device, KernelFit, Num
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +64,29 @@ def stream_seconds(stream: Stream, coefficients: Mapping[str, Num], device: Devi
     crowd = 1.0 + c["crowding"] * np.minimum(stream.n_tokens / device.n_sms, 1.0)
     launch_s = np.maximum(c["floor_s"], device.launch_s) + token_s * crowd
     return StreamSeconds(total=launch_s + memory_s, memory=memory_s, launch=launch_s)
+
+
+def corrected_stream_seconds(stream: Stream, shape: Mapping[str, Num], fit: KernelFit, device: Device) -> StreamSeconds:
+    """Seconds of a kernel that makes one pass over its tensors: by ``stream_seconds``, or by ``rows.row_seconds`` where
+    the block has its coefficients (``cold_s``); both times the block's correction over ``stream_features``."""
+    moved = stream_rows(stream, shape)
+    if "cold_s" in fit.coefficients:
+        parts = row_seconds(moved, fit, device)
+        found = StreamSeconds(total=parts.memory + parts.launch, memory=parts.memory, launch=parts.launch)
+    else:
+        found = stream_seconds(stream, fit.coefficients, device)
+    total = found.total * correction(fit, stream_features(stream, shape))
+    return StreamSeconds(
+        total=np.maximum(total, least_seconds(moved, device)), memory=found.memory, launch=found.launch
+    )
+
+
+def stream_rows(stream: Stream, shape: Mapping[str, Num]) -> Rows:
+    """The same as rows of tokens."""
+    moved = stream.n_tokens * stream.token_bytes + stream.fixed_bytes
+    return Rows(read_bytes=moved, write_bytes=0.0, n_rows=shape["n_tokens"], width=shape["hidden"])
+
+
+def stream_features(stream: Stream, shape: Mapping[str, Num]) -> dict[str, Num]:
+    """What a correction may depend on, as logarithms to base 2: bytes moved, tokens, streams."""
+    return {**row_features(stream_rows(stream, shape)), "log2_streams": np.log2(shape["n_streams"])}

@@ -20,13 +20,18 @@ they were fitted on. ``Device.n_sms`` and the peak scale together in ``with_sms`
     exposed          share of the smaller of loop and memory time that the larger one does not hide
     l2_warm          share of the L2 cache in which the activations are found (the kernel before wrote them)
     reduce_s         fixed cost of a reduction over k splits; absent: the library never splits
+    tile             rows and columns of the only tile shape; absent: the fastest of several is taken
+    cluster          tiles along the rows that SMs of a cluster take together, the last ones empty or not, of a grouped
+                     kernel whose tiles follow from the sizes (``grouped_tile``); absent: as ``tile`` says
+    unaligned        factor on the loop where a row of x, w or y is no multiple of 16 bytes; absent: none
     whole_waves      0: idle SMs of the last wave are put to use (tile choice, stream-k); 1: they idle
     crowding         share of the load time that vanishes when one SM loads alone
     padding          cost of a padding row of a tile, in units of reading it from HBM
     convert_s        launches that converting x to FP8 adds
     convert          bytes moved per element of x to convert it to FP8 while both copies stay in L2
     convert_spill    further bytes per element once they do not
-    correction_ij    log of measured over modelled seconds at knot i of tiles per SM, knot j of k (zero beyond)
+
+A block's correction is over ``features``.
 """
 
 from __future__ import annotations
@@ -35,9 +40,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sextant.simulator.kernels import BYTES, fit_of, peak
+from sextant.simulator.kernels.correction import correction
 from sextant.simulator.types import Device, KernelFit, Num
 
 #: Tile shapes (rows, columns) that a tuned library chooses from. Further ones changed held-out errors by < 0.1 points.
@@ -45,6 +50,9 @@ TUNED = ((256, 128), (128, 256), (128, 128), (64, 256), (128, 64), (64, 128), (6
 
 #: Tile widths of block-scaled kernels, whose tile height follows from the rows alone.
 BLOCK_SCALED = (32, 64, 128)
+
+#: Limits of the tiles of torch's grouped kernels.
+_NARROW, _WIDE = 128.0, 2048.0
 
 #: Share of reading the old gradient that a weight gradient does not hide behind its product: median over BF16 products
 #: of 4,096 and more tokens on an H200 (validate/data/measured/h200_accumulate.csv).
@@ -56,19 +64,15 @@ SHORTEST_SPLIT = 512.0
 #: Share of the L2 cache that holds x and its FP8 copy before they spill, and the bytes of both per element.
 CONVERT_L2_SHARE, CONVERT_RESIDENT_BYTES = 2.0 / 3.0, 3.0
 
+#: Tensor-core kernels load rows in pieces of so many bytes; an output element has two.
+_ALIGNMENT, _OUTPUT_BYTES = 16.0, 2.0
+
 #: Stands for no tiles at all, so that an empty product is a launch and not a division by zero.
 _NONE = 1e-9
 
 #: Whose coefficients a format without its own takes, and what that does to the 90% interval.
 LENDERS: Mapping[str, tuple[str, ...]] = {"fp8": ("fp8_block", "bf16"), "fp8_block": ("fp8", "bf16")}
 BORROWED = (0.8, 1.3)
-
-#: Knots of the correction: log2 of (128 x 128 tiles per SM), and log2 of k. One knot further out it is zero.
-CORRECTION_TILES = (-7.5, -5.0, -2.5, 0.0, 2.5, 5.0, 7.5)
-CORRECTION_K = (5.0, 7.75, 10.5, 13.25, 16.0)
-CORRECTION_KEYS = tuple(
-    tuple(f"correction_{i}{j}" for j in range(len(CORRECTION_K))) for i in range(len(CORRECTION_TILES))
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +107,12 @@ class Seconds:
     launch: Num
 
 
-def product_seconds(p: Product, c: Mapping[str, Num], device: Device, *, converts: bool) -> Seconds:
-    """Seconds of ``p`` on ``device`` with coefficients ``c``; never below FLOPs over peak or bytes over bandwidth.
+def product_seconds(p: Product, fit: KernelFit, device: Device, *, converts: bool) -> Seconds:
+    """Seconds of ``p`` on ``device`` by ``fit``; never below FLOPs over peak or bytes over bandwidth.
 
     ``converts`` says that x arrives in BF16 and is converted first. Shapes broadcast; the result has their shape.
     """
+    c = fit.coefficients
     bandwidth = device.memories["hbm"].bandwidth_bytes_per_s
     traffic = p.operand_bytes + p.output_bytes
     loop = _loop_seconds(p, c, device, bandwidth)
@@ -119,8 +124,8 @@ def product_seconds(p: Product, c: Mapping[str, Num], device: Device, *, convert
     if converts and "convert" in c:
         conversion = _conversion_seconds(p.rows * p.k, c, device.l2_bytes, bandwidth)
         total, memory, launch = total + conversion + c["convert_s"], memory + conversion, launch + c["convert_s"]
-    if CORRECTION_KEYS[0][0] in c:
-        total = total * _correction(p, c, device.n_sms)
+    if fit.correction is not None:
+        total = total * correction(fit, features(p, device))
     floor_math, floor_memory = p.flops / peak(device, p.format), traffic / bandwidth
     total = np.maximum(total, np.maximum(floor_math, floor_memory))
     math = np.maximum(loop - c["fill_s"], floor_math)
@@ -151,28 +156,46 @@ def product_fit(device: Device, kind: str, format: str, variant: str = "") -> Ke
     return fit_of(device, f"{kind}_{format}", f"gemm_{format}", "gemm_bf16")
 
 
-def candidates(p: Product) -> tuple[tuple[Num, Num], ...]:
-    """Tile shapes (rows, columns) of the library that serves ``p.format``.
+def candidates(p: Product, c: Mapping[str, Num]) -> tuple[tuple[Num, Num, Num], ...]:
+    """Tile shapes (rows, columns) of the library that serves ``p.format``, and how many along the columns are computed
+    together; where ``c`` has ``tile``, only that.
 
     Block-scaled kernels take the height from the rows: under 32 the operands swap roles (the 128 side lies along
     n), up to 64 one tile of 64, above that 128 (TensorRT-LLM and DeepGEMM on Hopper).
     """
+    if "tile" in c:
+        return ((c["tile"], c["tile"], 1.0),)
+    if "cluster" in c:
+        return (grouped_tile(p),)
     if p.format != "fp8_block":
-        return TUNED
+        return tuple((height, width, 1.0) for height, width in TUNED)
     swapped = p.rows_per_group < 32.0
     height = np.where(swapped, 32.0, np.where(p.rows_per_group <= 64.0, 64.0, 128.0))
-    return tuple((height, np.where(swapped, 128.0, float(width))) for width in BLOCK_SCALED)
+    return tuple((height, np.where(swapped, 128.0, float(width)), 1.0) for width in BLOCK_SCALED)
 
 
-def correction_weights(per_sm: NDArray[np.float64], k: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weight of each correction coefficient at points (n_points,): (n_points, n_tile_knots x n_k_knots)."""
-    n_i, n_j = len(CORRECTION_TILES) + 2, len(CORRECTION_K) + 2
-    (i, u), (j, v) = _knot(np.log2(per_sm), CORRECTION_TILES), _knot(np.log2(k), CORRECTION_K)
-    weights, point = np.zeros((len(per_sm), n_i, n_j)), np.arange(len(per_sm))
-    for di, wi in ((0, 1.0 - u), (1, u)):
-        for dj, wj in ((0, 1.0 - v), (1, v)):
-            weights[point, i + di, j + dj] += wi * wj
-    return weights[:, 1:-1, 1:-1].reshape(len(per_sm), -1)
+def grouped_tile(p: Product) -> tuple[Num, Num, Num]:
+    """The tile (rows, columns) of the grouped kernels of CUTLASS that torch builds for Hopper, and the tiles along the
+    columns that are computed together, empty or not.
+
+    All depend on the sizes: narrow tiles for few rows or columns, else wide ones; in FP8 wide only for many columns and
+    a long k. Found from the steps in times measured on an H200: of some hundred combinations these err least.
+    """
+    small = (p.rows_per_group <= _NARROW) | (p.n <= _NARROW)
+    if not p.format.startswith("fp8"):
+        return np.where(small, 64.0, 128.0), np.where(small, 128.0, 256.0), 1.0
+    tall = (p.n >= _WIDE) & (p.k >= _WIDE)
+    return np.where(small, 64.0, np.where(tall, 256.0, 128.0)), 128.0, np.where(small | tall, 1.0, 4.0)
+
+
+def features(p: Product, device: Device) -> dict[str, Num]:
+    """What a correction may depend on, as logarithms to base 2: tiles of 128 x 128 per SM, and the sizes."""
+    per_sm = p.row_tiles(128.0) * np.ceil(p.n / 128.0) / device.n_sms
+    rows = np.maximum(p.rows_per_group, _NONE)
+    return {
+        "log2_tiles_per_sm": np.log2(np.maximum(per_sm, _NONE)), "log2_rows": np.log2(rows),
+        "log2_n": np.log2(np.maximum(p.n, _NONE)), "log2_k": np.log2(np.maximum(p.k, _NONE)),
+    }  # fmt: skip
 
 
 def _loop_seconds(p: Product, c: Mapping[str, Num], device: Device, bandwidth: Num) -> Num:
@@ -182,11 +205,12 @@ def _loop_seconds(p: Product, c: Mapping[str, Num], device: Device, bandwidth: N
     load = element * n_sms / (bandwidth * c["load_ratio"])
     step, fill, waves, crowding = (c.get(name, 0.0) for name in ("step_s", "fill_s", "whole_waves", "crowding"))
     padding = c.get("padding", 0.0) * element / bandwidth
+    together = c.get("cluster", 1.0)
     most_splits = np.maximum(p.k / SHORTEST_SPLIT, 1.0)
     reduction = 4.0 * p.rows * p.n / bandwidth if "reduce_s" in c else 0.0
     best: Num = np.inf
-    for height, width in candidates(p):
-        row_tiles, column_tiles = p.row_tiles(height), np.ceil(p.n / width)
+    for height, width, beside in candidates(p, c):
+        row_tiles, column_tiles = together * p.row_tiles(together * height), beside * np.ceil(p.n / (beside * width))
         per_sm = row_tiles * column_tiles / n_sms
         per_k = load * (p.rows / np.maximum(row_tiles, _NONE) + np.minimum(width, p.n))
         if isinstance(crowding, np.ndarray) or crowding:
@@ -203,6 +227,9 @@ def _loop_seconds(p: Product, c: Mapping[str, Num], device: Device, bandwidth: N
             split = tile / splits + fill + reduction * splits + c["reduce_s"]
             loop = np.minimum(loop, np.where(splits > 1.0, split, np.inf))
         best = np.minimum(best, loop)
+    if "unaligned" in c:
+        odd = (np.mod(p.n * _OUTPUT_BYTES, _ALIGNMENT) > 0.0) | (np.mod(p.k * element, _ALIGNMENT) > 0.0)
+        best = best * np.where(odd, c["unaligned"], 1.0)
     return best
 
 
@@ -210,29 +237,3 @@ def _conversion_seconds(elements: Num, c: Mapping[str, Num], l2_bytes: Num, band
     """Seconds to scale and convert x to FP8: a pass over both copies that is cheaper while they stay in L2."""
     spill = np.square(np.square(elements * (CONVERT_RESIDENT_BYTES / CONVERT_L2_SHARE) / l2_bytes))
     return elements / bandwidth * (c["convert"] + c.get("convert_spill", 0.0) * (spill / (1.0 + spill)))
-
-
-def _correction(p: Product, c: Mapping[str, Num], n_sms: Num) -> Num:
-    """Factor on the modelled seconds: bilinear in (log tiles per SM, log k), 1 outside the measured range."""
-    per_sm = p.row_tiles(128.0) * np.ceil(p.n / 128.0) / n_sms
-    i, u = _knot(np.log2(np.maximum(per_sm, _NONE)), CORRECTION_TILES)
-    j, v = _knot(np.log2(np.maximum(p.k, _NONE)), CORRECTION_K)
-    table = _correction_table(c)
-    stride = table.shape[1]
-    flat, at = table.ravel(), i * stride + j
-    low = flat[at] * (1.0 - v) + flat[at + 1] * v
-    high = flat[at + stride] * (1.0 - v) + flat[at + stride + 1] * v
-    return np.exp(low * (1.0 - u) + high * u)
-
-
-def _correction_table(c: Mapping[str, Num]) -> NDArray[np.float64]:
-    """The correction at the knots inside a frame of zeros, shape (n_tile_knots + 2, n_k_knots + 2)."""
-    return np.pad(np.array([[c[key] for key in row] for row in CORRECTION_KEYS], dtype=float), 1)
-
-
-def _knot(value: Num, knots: tuple[float, ...]) -> tuple[NDArray[np.intp], Num]:
-    """Index into the framed knots and the place between it and the next, for equally spaced ``knots``."""
-    last = len(knots) + 1
-    place = np.clip((value - knots[0]) / (knots[1] - knots[0]) + 1.0, 0.0, last)
-    index = np.minimum(np.asarray(place).astype(np.intp), last - 1)
-    return index, place - index

@@ -24,9 +24,6 @@ Text = Mapping[str, str]
 #: Operators whose format is that of tensor cores.
 PRODUCTS = ("gemm", "grouped_gemm", "moe", "attention", "mla", "conv2d")
 
-#: Factors on the interval of a copy between host and device, which takes the rates of a kernel that reads host memory.
-HOST_COPY_LOW, HOST_COPY_HIGH = 0.7, 1.4
-
 
 def single_kernel_cluster(device: str) -> Cluster:
     """One node of the GPU called ``device``, at the clock that kernels of milliseconds reach; InputError offers the
@@ -97,12 +94,12 @@ def _grouped(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
 
 
 def _attention(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
-    return estimate(operators.attention(c, format, text["direction"] or "forward"), cluster)
+    return estimate(operators.attention(c, format, text["direction"] or "forward", text["variant"]), cluster)
 
 
 def _latent(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
     if text["phase"] == "decode":
-        return estimate(operators.latent_decode(c, format), cluster)
+        return estimate(operators.latent_decode(c, format, text["variant"]), cluster)
     return _attention(text, format, operators.latent_prefill(c), cluster)
 
 
@@ -129,12 +126,11 @@ def _added(a: Estimate, b: Estimate) -> Estimate:
 
 
 def _gather(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
-    return estimate(operators.gather(c, text["tier"] or "hbm", format), cluster)
+    return estimate(operators.gather(c, text["tier"] or "hbm", format, text["variant"]), cluster)
 
 
 def _host_copy(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
-    found = estimate(operators.host_copy(c), cluster)
-    return replace(found, low=found.low * HOST_COPY_LOW, high=found.high * HOST_COPY_HIGH, provenance="assumed")
+    return estimate(operators.host_copy(text["op"], c), cluster)
 
 
 def _convolution(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:

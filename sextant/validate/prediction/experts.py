@@ -17,7 +17,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from sextant.simulator.kernels import estimate, fit_of, operator
+from sextant.simulator.kernels import estimate, fit_of, operator, peak
+from sextant.simulator.kernels.correction import correction
 from sextant.simulator.kernels.tiles import BORROWED, LENDERS
 from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
 
@@ -95,14 +96,31 @@ def overhead_parts(layers: Mapping[str, Num], fit: KernelFit, cluster: Cluster) 
     return c["overhead_s"], moved / cluster.device.memories["hbm"].bandwidth_bytes_per_s
 
 
+def features(layers: Mapping[str, Num]) -> dict[str, Num]:
+    """What a correction of whole layers may depend on, as logarithms to base 2."""
+    names = ("tokens_per_group", "groups", "hidden", "width")
+    return {f"log2_{name}": np.log2(np.maximum(layers[name], 1e-6)) for name in names}
+
+
 def moe_seconds(layers: Mapping[str, Num], format: str, cluster: Cluster, *, routing: str = "") -> Num:
     """Seconds of the routed experts of one device with blocks ``moe_<format>`` and ``grouped_gemm_<format>``.
 
     ``routing`` is the variant of ``grouped_gemm``: "" random, ``exact`` the same number of tokens for every expert.
     """
     up, down = products(layers, format, routing)
-    fixed, moving = overhead_parts(layers, cluster.device.kernels[f"moe_{format}"], cluster)
-    return estimate(up, cluster).seconds + estimate(down, cluster).seconds + fixed + moving
+    fit = cluster.device.kernels[f"moe_{format}"]
+    fixed, moving = overhead_parts(layers, fit, cluster)
+    seconds = estimate(up, cluster).seconds + estimate(down, cluster).seconds + fixed + moving
+    return np.maximum(seconds * correction(fit, features(layers)), least_seconds((up, down), cluster.device))
+
+
+def least_seconds(ops: tuple[Op, ...], device: Device) -> Num:
+    """What the products take one after the other at the peaks of FLOPs and of bandwidth."""
+    total: Num = 0.0
+    for op in ops:
+        bytes_s = op.traffic_bytes["hbm"] / device.memories["hbm"].bandwidth_bytes_per_s
+        total = total + np.maximum(op.flops / peak(device, op.format), bytes_s)
+    return total
 
 
 def layer_fit(device: Device, format: str) -> KernelFit:
@@ -125,11 +143,13 @@ def moe_estimate(c: Mapping[str, Num], format: str, routing: str, cluster: Clust
     fit = layer_fit(cluster.device, format)
     if exponent is not None:
         layers = most_loaded({**layers, "ranks": c["expert_parallel"]}, exponent)
-    parts = [estimate(op, cluster) for op in products(layers, format, "" if routing == "random" else "exact")]
+    both = products(layers, format, "" if routing == "random" else "exact")
+    parts = [estimate(op, cluster) for op in both]
     fixed, moving = overhead_parts(layers, fit, cluster)
     limits = {name: parts[0].limits[name] + parts[1].limits[name] for name in parts[0].limits}
     limits = {**limits, "memory": limits["memory"] + moving, "launch": limits["launch"] + fixed}
-    seconds = parts[0].seconds + parts[1].seconds + fixed + moving
+    seconds = (parts[0].seconds + parts[1].seconds + fixed + moving) * correction(fit, features(layers))
+    seconds = np.maximum(seconds, least_seconds(both, cluster.device))
     low, high = (1.0, 1.0) if exponent is None else (SKEWED_LOW, SKEWED_HIGH)
     return Estimate(
         seconds=seconds, low=seconds * fit.low * low, high=seconds * fit.high * high, limits=limits,

@@ -40,11 +40,22 @@ STREAMED: Mapping[str, tuple[float, float]] = {
     "rmsnorm_backward": (2, 1), "swiglu_backward": (3, 2),
 }  # fmt: skip
 
-#: The kind of access that the ``memory`` kernel tells apart, by operator.
-ACCESS: Mapping[str, str] = {
-    "permute": "permute", "requant_transpose": "transpose", "rmsnorm_backward": "norm_backward",
-    "routing:topk": "topk", "routing:index": "index",
+#: Operators that work on whole rows of tokens, one block of threads each; values of a row that one block sums.
+BY_ROW, PIECE = ("rmsnorm", "layernorm", "rmsnorm_backward"), 1024.0
+
+#: The kind of access that the ``memory`` kernel tells apart, where it is not called as the operator.
+_ACCESS: Mapping[str, str] = {
+    "copy": "", "requant_transpose": "transpose", "rmsnorm_backward": "norm_backward", "routing:topk": "topk",
+    "routing:index": "index", "copy:memcpy": "memcpy", "swiglu:fp8": "swiglu_fp8", "swiglu:fp8_block": "swiglu_fp8",
 }  # fmt: skip
+
+
+def access(op: str, format: str, variant: str = "") -> str:
+    """The kind of access (variant of ``simulator.kernels.memory``) of a memory-bound operator."""
+    for name in (f"{op}:{variant}", f"{op}:{format}", op):
+        if name in _ACCESS:
+            return _ACCESS[name]
+    return op
 
 
 def gemm(c: Columns, format: str, variant: str = "", library: str = "") -> Op:
@@ -68,9 +79,10 @@ def grouped_gemm(c: Columns, format: str, variant: str = "") -> Op:
     return operator("grouped_gemm", "grouped_gemm", format, shape, variant="" if variant == "random" else "exact")
 
 
-def attention(c: Columns, format: str = "bf16", direction: str = "forward") -> Op:
-    """Attention with materialised heads."""
-    return operator("attention", "attention", format, {name: c[name] for name in ATTENTION}, variant=direction)
+def attention(c: Columns, format: str = "bf16", direction: str = "forward", library: str = "") -> Op:
+    """Attention with materialised heads, of a library (``flash``, ``cudnn`` ...) or of the default one."""
+    variant = f"{direction}_{library}" if library else direction
+    return operator("attention", "attention", format, {name: c[name] for name in ATTENTION}, variant=variant)
 
 
 def latent_prefill(c: Mapping[str, Array]) -> dict[str, Array]:
@@ -79,10 +91,11 @@ def latent_prefill(c: Mapping[str, Array]) -> dict[str, Array]:
     return {**c, "head_dim": width, "kv_heads": c["heads"]}
 
 
-def latent_decode(c: Columns, format: str = "bf16") -> Op:
-    """Latent attention in its absorbed form, against a cache of latent rows."""
+def latent_decode(c: Columns, format: str = "bf16", library: str = "") -> Op:
+    """Latent attention in its absorbed form, against a cache of latent rows, of a library or of the default one."""
     names = ("batch", "heads", "q_len", "kv_len", "kv_lora_rank", "qk_rope_head_dim")
-    return operator("mla", "mla_decode", format, {name: c[name] for name in names}, variant="decode")
+    variant = f"decode_{library}" if library else "decode"
+    return operator("mla", "mla_decode", format, {name: c[name] for name in names}, variant=variant)
 
 
 def streams(op: str, c: Columns, direction: str = "forward") -> Op:
@@ -91,17 +104,16 @@ def streams(op: str, c: Columns, direction: str = "forward") -> Op:
     return operator(op, op, "bf16", shape, variant="backward" if direction == "backward" else "")
 
 
-def gather(c: Columns, tier: str, format: str = "bf16") -> Op:
-    """Random rows of ``dim`` values from a table of ``rows``."""
+def gather(c: Columns, tier: str, format: str = "bf16", variant: str = "") -> Op:
+    """Random rows of ``dim`` values from a table of ``rows``, by a kernel or (``cpu_copy``) by the CPU and a copy."""
     row_bytes = BYTES[format] * c["dim"]
     shape = {"lookups": c["lookups"], "row_bytes": row_bytes, "table_bytes": c["rows"] * row_bytes}
-    return operator("gather", "gather", format, shape, variant=tier)
+    return operator("gather", "gather", format, shape, variant=variant or tier)
 
 
-def host_copy(c: Columns) -> Op:
-    """A copy between host and device memory: one long row."""
-    shape = {"lookups": np.ones_like(c["bytes"]), "row_bytes": c["bytes"], "table_bytes": c["bytes"]}
-    return operator("gather", "copy", "bf16", shape, variant="host")
+def host_copy(op: str, c: Columns) -> Op:
+    """A copy between pinned host and device memory: ``h2d`` or ``d2h``."""
+    return operator("host_copy", op, "bf16", {"bytes": c["bytes"]}, variant=op)
 
 
 def convolution(c: Columns, format: str, variant: str = "") -> Op:
@@ -145,10 +157,25 @@ def exchange(op: str, c: Columns, mode: str | NDArray[np.str_], format: str = ""
 
 
 def moved(op: str, c: Columns, format: str, variant: str = "") -> Op:
-    """A memory-bound operator, with the kind of access that it makes."""
+    """A memory-bound operator, with the kind of access that it makes and the rows that it works on."""
     read, write = moved_bytes(op, c, format, variant)
-    access = ACCESS.get(op) or ACCESS.get(f"{op}:{variant}", "")
-    return operator("memory", op, "bf16", {"read_bytes": read, "write_bytes": write}, variant=access)
+    shape = {"read_bytes": read, "write_bytes": write, **moved_rows(op, c)}
+    return operator("memory", op, "bf16", shape, variant=access(op, format, variant))
+
+
+def moved_rows(op: str, c: Columns) -> dict[str, Num]:
+    """``rows`` and ``width`` of a memory-bound operator whose blocks of threads each take one row; else none.
+
+    ``permute`` writes each token ``top_k`` times; ``unpermute`` sums pieces of ``PIECE`` values of a token."""
+    if op in BY_ROW:
+        return {"rows": c["n_tokens"], "width": c["hidden"]}
+    if op == "permute":
+        return {"rows": c["n_tokens"] * c["top_k"], "width": c["hidden"]}
+    if op == "unpermute":
+        return {"rows": c["n_tokens"] * np.ceil(c["hidden"] / PIECE)}
+    if op == "rope":
+        return {"rows": c["n_tokens"], "width": c["heads"] * c["head_dim"]}
+    return {"rows": c["n_tokens"]} if op == "routing" else {}
 
 
 def moved_bytes(op: str, c: Columns, format: str, variant: str = "") -> tuple[Num, Num]:

@@ -16,13 +16,14 @@ def swiglu(name: str, place: Place, m: Num, width: Num, recipe: Recipe, sharded:
     Training saves the input in the recipe's saved format, and the backward pass computes output and gradient at once.
     """
     out = BYTES["fp8_block"] if recipe.quantised else 2.0
-    ops = [moved(name, place, 4.0 * m * width, out * m * width, sharded=sharded)]
+    access = "swiglu_fp8" if recipe.quantised else "swiglu"
+    ops = [moved(name, place, 4.0 * m * width, out * m * width, sharded=sharded, variant=access)]
     if place.training:
         saved = BYTES[recipe.saved] * 2.0 * m * width
         if recipe.quantised:
-            ops.append(moved(name + "_save", place, 4.0 * m * width, saved, sharded=sharded))
+            ops.append(moved(name + "_save", place, 4.0 * m * width, saved, sharded=sharded, variant="cast"))
         read, write = saved + 2.0 * m * width, 4.0 * m * width + out * m * width
-        ops.append(moved(name + "_backward", place, read, write, "backward_input", sharded))
+        ops.append(moved(name + "_backward", place, read, write, "backward_input", sharded, "swiglu_backward"))
     return ops
 
 

@@ -14,7 +14,7 @@ _WEIGHT_GRADIENT = {"m": "k", "n": "m", "k": "n"}
 
 def cast(name: str, place: Place, elements: Num, phase: str = "forward", sharded: tuple[str, ...] = ()) -> Op:
     """BF16 to FP8 with one scale per 128 elements: 2 bytes read, 1 byte and a scale written per element."""
-    return moved(name, place, 2.0 * elements, BYTES["fp8_block"] * elements, phase, sharded)
+    return moved(name, place, 2.0 * elements, BYTES["fp8_block"] * elements, phase, sharded, "cast")
 
 
 def linear(

@@ -41,7 +41,7 @@ def _tables(kind: Recipe, n: Num, plan: Plan) -> Op:
     state = kind.master_bytes + kind.moment_bytes
     place = Place(part="optimizer", block="engram")
     read, write = share * (state + kind.gradient_bytes), share * (state + kind.weight_bytes)
-    return moved("engram_adamw", place, read, write, "optimizer", ())
+    return moved("engram_adamw", place, read, write, "optimizer", (), "adam")
 
 
 def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Num) -> list[Op]:
@@ -54,7 +54,7 @@ def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Nu
         _collective(f"{name}_gradients", "reduce_scatter", n * kind.gradient_bytes, n_replicas, n_gpus_per_node),
         _collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node),
         moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", ()),
-        moved(f"{name}_adamw", place, read, write, "optimizer", ()),
+        moved(f"{name}_adamw", place, read, write, "optimizer", (), "adam"),
         moved(f"{name}_gradient_reset", place, 0.0 * n, n * kind.gradient_bytes, "optimizer", ()),
     ]
     if kind.quantised:
