@@ -3,7 +3,9 @@ PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 SCENARIOS := sextant/studies/scenarios
-.PHONY: demo test lint bench figures clean
+MEASURED := sextant/validate/data/measured
+H200 := --device h200 --out sextant/hwmodels/fits/h200.yaml
+.PHONY: demo test lint bench figures fits clean
 
 $(DEMO)/installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
@@ -33,6 +35,17 @@ bench: $(TEST)/installed  ## speed, measured
 
 figures: $(DEMO)/installed  ## the README's figure and error table, from fresh runs
 	$(DEMO)/bin/python -m sextant.studies.readme README.md docs/figures
+
+fits: $(DEMO)/installed  ## the coefficients of the H200, from its shipped measurements; products first, others rest on them
+	$(DEMO)/bin/sextant fit gemm $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
+	$(DEMO)/bin/sextant fit wgrad $(MEASURED)/h200_fp8_wgrad.csv $(H200)
+	$(DEMO)/bin/sextant fit memory $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(MEASURED)/h200_routing.csv $(H200)
+	$(DEMO)/bin/sextant fit moe $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
+	$(DEMO)/bin/sextant fit attention $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(MEASURED)/h200_deepseek_v3.csv $(H200)
+	$(DEMO)/bin/sextant fit mhc $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
+	$(DEMO)/bin/sextant fit gather $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
+	$(DEMO)/bin/sextant fit conv2d $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
+	$(DEMO)/bin/sextant fit host_copy $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
 
 clean:
 	rm -rf $(DEMO) $(TEST) results build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -278,6 +278,44 @@ def validate_published(
         _put(tables.judged(rows), sys.stdout)
 
 
+@validate_app.command("kernels")
+def validate_kernels(
+    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured kernels are shipped.")] = "h200",
+    all_rows: Annotated[bool, typer.Option("--all-rows", help="Also the kernels that fits have seen.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Predict the shipped measured kernels that no fit has seen, and show the errors of each kind."""
+    from dataclasses import asdict
+
+    from sextant.studies import kernel_errors
+
+    found = kernel_errors.judged(device)
+    rows = kernel_errors.errors(found if all_rows else found.only(found.held_out))
+    if json:
+        _print_json([asdict(row) for row in rows])
+    else:
+        _put(kernel_errors.table(rows), sys.stdout)
+
+
+@validate_app.command("models")
+def validate_models(
+    case: Annotated[str, typer.Argument(metavar="CASE", help="One case, by what its kernels compute.")] = "",
+    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured models are shipped.")] = "h200",
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows as CSV.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Predict the shipped measured models, which no fit has seen, and show the error of each."""
+    from sextant.studies import whole_table
+
+    found = whole_table.judged(device, case)
+    if out:
+        whole_table.write(found.rows, out)
+    if json:
+        _print_json(found.as_json())
+    else:
+        _put(found.text(), sys.stdout)
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def measure(context: typer.Context) -> None:
     """Measure kernels on this machine's GPU or CPU; sextant measure --help lists its options. Needs torch."""

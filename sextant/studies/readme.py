@@ -12,8 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sextant import hwmodels
-from sextant.studies import answer, card_figure, figures, judged, metrics, model_card, report
+from sextant.simulator import units
+from sextant.studies import (
+    answer,
+    card_figure,
+    figures,
+    judged,
+    kernel_errors,
+    kernel_figure,
+    metrics,
+    model_card,
+    report,
+    whole_table,
+)
 from sextant.studies.files import folder, replacing
 from sextant.workloads import models
 from sextant.workloads.transformer import Transformer
@@ -42,8 +56,19 @@ _ROWS = {
 #: The model whose card the README shows.
 _CARD = "engram-27b"
 
-#: Kernel fits that the README lists, by the GPU whose kernels they were fitted to.
-_FITS = ("h100", "h200")
+#: Fits of the H100 under the names of the H200's table: kernels of other libraries, of which only errors are shipped.
+_H100 = {
+    "gemm bf16": ("gemm_bf16",), "gemm fp8": ("gemm_fp8",), "gemm fp8_block": ("gemm_fp8_block",),
+    "moe": ("moe_bf16", "moe_fp8_block"),
+    "attention": ("attention_forward", "attention_encoder", "attention_decode"), "mla": ("mla", "mla_prefill"),
+    "mhc_pre": ("mhc_pre",), "mhc_post": ("mhc_post",),
+}  # fmt: skip
+#: What aiconfigurator errs by on held-out kernels of an H200, by its roofline, the nearest of its measured rows and its
+#: measured table.
+_NEIGHBOUR = {
+    "gemm bf16": "54 / 14 / 14%", "moe": "61 / 33 / 6%", "mla": "decode 81 / 10 / 3%, prefill 89 / 15 / 7%",
+    "mhc_pre": "47 / 5 / 3%, both mHC kernels",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     readme, place = Path(given[0]), folder(given[1])
     _draw(place)
     text = readme.read_text(encoding="utf-8")
-    for name, lines in (("errors", _errors()), ("models", _models()), ("kernels", _kernels())):
+    blocks = {"errors": _errors(), "models": _models(), "kernels": _kernels(), "whole": _whole()}
+    for name, lines in blocks.items():
         text = _between(text, name, "\n".join(lines))
     with replacing(readme) as file:
         file.write(text)
@@ -75,6 +101,8 @@ def _draw(place: Path) -> None:
         for kind in ("png", "svg"):
             figures.save_figure(figure, place / f"deepseek_v3_step.{kind}")
         plt.close(figure)
+    every = kernel_errors.judged()
+    kernel_figure.draw(every.only(every.held_out & np.isfinite(every.predicted_s)), "h200", place)
     with tempfile.TemporaryDirectory() as drawn:
         card_figure.draw(model_card.card(_CARD), Path(drawn))
         for kind in ("png", "svg"):
@@ -124,11 +152,35 @@ def _official(model: Transformer, name: str, ours: float) -> str:
 
 
 def _kernels() -> list[str]:
-    lines = ["| kernel | fitted on | 5% to 95% of held-out measured / predicted |", "|---|---|--:|"]
-    for gpu in _FITS:
-        for name, fit in sorted(hwmodels.own_fits(gpu).items()):
-            lines.append(f"| {name} | {gpu} | {fit.low:.2f} to {fit.high:.2f} |")
+    """A row per kind of kernel: errors on what no fit has seen, of the H200 and of the H100."""
+    every = kernel_errors.judged()
+    fits = hwmodels.own_fits("h100")
+    lines = [
+        "| kernel | H200 rows | mean error | 95% below | inside | H100 rows | mean error | aiconfigurator, H200 |",
+        "|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in kernel_errors.errors(every.only(every.held_out)):
+        held = [fits[name].held_out for name in _H100.get(row.kind, ())]
+        n_rows = sum(each["n_rows"] for each in held)
+        h100 = f"{n_rows:,.0f} | {_percent(sum(e['n_rows'] * e['mape'] for e in held) / n_rows)}" if held else " | "
+        shares = f"{_percent(row.mape)} | {_percent(row.p95)} | {row.inside:.0%}"
+        lines.append(f"| {row.kind} | {row.n_rows:,} | {shares} | {h100} | {_NEIGHBOUR.get(row.kind, '')} |")
     return lines
+
+
+def _whole() -> list[str]:
+    """A row per whole model that was run on the H200."""
+    found = whole_table.judged("h200")
+    lines = ["| pass | measured | predicted | 90% interval | error |", "|---|--:|--:|--:|--:|"]
+    for row in found.rows:
+        times = [units.show(value, "s", 4) for value in (row.measured_s, row.predicted_s, row.low_s, row.high_s)]
+        error = f"{100 * row.error:+.1f}%"
+        lines.append(f"| {row.case} | {times[0]} | {times[1]} | {times[2]} to {times[3]} | {error} |")
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
 
 
 def _shown(name: str, value: Any) -> str:
