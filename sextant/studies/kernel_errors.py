@@ -17,7 +17,7 @@ from sextant.validate.prediction import predict, single_kernel_cluster
 
 #: The measured kernels of each GPU that has some.
 _FOLDER = Path(validate.__file__).parent / "data" / "measured"
-MEASURED = {"h200": (_FOLDER / "h200_kernels.csv", _FOLDER / "h200_between.csv")}
+MEASURED = {"h200": tuple(_FOLDER / f"h200_{name}.csv" for name in ("kernels", "between", "streams"))}
 
 #: The kind that a table sums an operator up under, where it is not its own.
 KINDS: Mapping[str, str] = {

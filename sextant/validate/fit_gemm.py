@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import estimate, gemm, operator, tiles
-from sextant.simulator.types import Device, KernelFit, Op
+from sextant.simulator.types import Cluster, Device, KernelFit, Op
 from sextant.validate.prediction import operators
 from sextant.validate.prediction.operators import BARE
 from sextant.validate.residuals import Pairs, corrected, held_out_rows, whole_shapes
@@ -125,14 +125,22 @@ def fit_gemm(rows: Sequence[Row], device: Device, format: str, source: str = "",
     fitted = solve(name, bounds, predict, measured_s, test, source, fixed)
     if correct:
         features = _features(gemm_op(rows, format), device)
-        lower, upper = (_bare_as(op, bare) for op in _doublings(format))
-        cluster = alone(with_fit(device, name, fitted.fit))
-        growth = np.log(np.asarray(estimate(upper, cluster).seconds) / np.asarray(estimate(lower, cluster).seconds))
+        lower, upper = _doublings(format)
+        growth = _growth(lower, upper, alone(with_fit(device, name, fitted.fit)))
+        if not bare and format != "bf16":
+            # The law binds the call that converts its input, and the product alone.
+            converting = (_bare_as(op, bare) for op in (lower, upper))
+            growth = np.minimum(growth, _growth(*converting, alone(with_fit(device, name, fitted.fit))))
         pairs = Pairs(lower=_features(lower, device), upper=_features(upper, device), growth=growth)
         fitted = corrected(
             fitted, predict, features, measured_s, test, whole_shapes(rows), pairs=pairs, n_centres=_N_CENTRES
         )
     return replace(fitted, fit=sourced(fitted.fit, "whole (n, k) sites", fitted.held_out))
+
+
+def _growth(lower: Op, upper: Op, cluster: Cluster) -> Array:
+    """Logarithm of the seconds of the one over the other's."""
+    return np.log(np.asarray(estimate(upper, cluster).seconds) / np.asarray(estimate(lower, cluster).seconds))
 
 
 def _is_row(row: Row, format: str) -> bool:

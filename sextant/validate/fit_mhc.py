@@ -19,7 +19,7 @@ from sextant.simulator.kernels import engram_gate, estimate, fit_of, mhc_post, m
 from sextant.simulator.kernels.streams import stream_features
 from sextant.simulator.types import Device, KernelFit, Num, Op
 from sextant.validate.prediction import operators
-from sextant.validate.residuals import corrected, held_out_rows, whole_shapes
+from sextant.validate.residuals import Pairs, corrected, held_out_rows, whole_shapes
 from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, errors, solve, with_fit
 
 Predict = Callable[[KernelFit, NDArray[np.bool_]], Array]
@@ -43,7 +43,10 @@ _OWN: Mapping[str, Mapping[str, Bounds]] = {
         "iteration_s": Bounds(start=1e-7, low=0.0, high=1e-6),
         "product_efficiency": Bounds(start=0.5, low=0.2, high=1.0),
         "efficiency": Bounds(start=0.6, low=0.2, high=1.0),
-        "l2_bytes_per_s": Bounds(start=2.2e12, low=5e11, high=3e13),
+        "short_s": Bounds(start=7e-9, low=1e-9, high=5e-8),
+        "short_lane_s": Bounds(start=8e-11, low=1e-12, high=1e-9),
+        "tall_s": Bounds(start=1.5e-8, low=1e-9, high=1e-7),
+        "tall_lane_s": Bounds(start=2.5e-10, low=1e-12, high=3e-9),
         "token_iteration_s": Bounds(start=1.5e-8, low=0.0, high=2.5e-7),
     },
     "mhc_post": _ONE_PASS,
@@ -95,7 +98,36 @@ def _fit_own(kind: str, rows: Sequence[Row], device: Device, source: str) -> Fit
     fixed = _ONE_PASS_FIXED if _OWN[kind] is _ONE_PASS else {}
     fitted = solve(kind, _OWN[kind], predict, measured_s, test, f"{source}; this package's Triton kernel", fixed)
     known = {name: np.asarray(values, dtype=np.float64) for name, values in _features(op).items()}
-    return corrected(fitted, predict, known, measured_s, test, whole_shapes(rows))
+    pairs = _growths(op, fitted.fit, device)
+    return corrected(fitted, predict, known, measured_s, test, whole_shapes(rows), pairs=pairs)
+
+
+def _growths(op: Op, fit: KernelFit, device: Device) -> Pairs:
+    """Sizes over the measured range, and the same with twice the tokens, or with more iterations of Sinkhorn."""
+    cluster = alone(with_fit(device, op.kind, fit))
+    grid = np.meshgrid(
+        2.0 ** np.arange(17.0), (1024.0, 2048.0, 4096.0, 8192.0), (2.0, 4.0, 8.0), (1.0, 5.0, 10.0, 20.0), indexing="ij"
+    )
+    lower = dict(zip(("n_tokens", "hidden", "n_streams", "sinkhorn_iters"), map(np.ravel, grid), strict=True))
+    uppers = [{**lower, "n_tokens": 2.0 * lower["n_tokens"]}]
+    if "sinkhorn_iters" in op.shape:
+        uppers.append({**lower, "sinkhorn_iters": 2.0 * lower["sinkhorn_iters"]})
+
+    def sized(shape: Mapping[str, Array]) -> Op:
+        return replace(op, shape={name: shape[name] for name in op.shape})
+
+    def known(shape: Mapping[str, Array]) -> dict[str, Array]:
+        found = _features(sized(shape))
+        return {name: np.broadcast_to(values, len(shape["n_tokens"])) for name, values in found.items()}
+
+    before = np.asarray(estimate(sized(lower), cluster).seconds)
+    growth = [np.log(np.asarray(estimate(sized(upper), cluster).seconds) / before) for upper in uppers]
+    first, above = known(lower), [known(upper) for upper in uppers]
+    return Pairs(
+        lower={name: np.tile(values, len(uppers)) for name, values in first.items()},
+        upper={name: np.concatenate([found[name] for found in above]) for name in first},
+        growth=np.concatenate(growth),
+    )
 
 
 def _features(op: Op) -> Mapping[str, Num]:

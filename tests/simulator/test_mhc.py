@@ -180,7 +180,7 @@ def test_what_was_not_measured_says_so() -> None:
         assert found == {(kind, variant): "assumed" if variant else "fitted" for kind, variant in CASES}
     blocks = {name: fit for name, fit in H100.device.kernels.items() if name in ("mhc_pre", "mhc_post")}
     bare = paths.put(H100, "device.kernels", blocks)
-    for kind, neighbour, low, high in (("engram_gate", "mhc_post", 0.7, 1.5), ("sinkhorn", "mhc_pre", 0.5, 2.0)):
+    for kind, neighbour, low, high in (("engram_gate", "mhc_post", 0.7, 1.5), ("sinkhorn", "mhc_pre", 0.5, 6.0)):
         one, fit = time(kind, "", 4096.0, 2560.0, on=bare), blocks[neighbour]
         assert one.provenance == "assumed"
         assert (one.low / one.seconds, one.high / one.seconds) == pytest.approx((fit.low * low, fit.high * high))
@@ -198,7 +198,7 @@ def test_a_backward_pass_has_a_wider_interval_and_takes_longer(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_far_from_what_was_measured_the_physical_model_stands_alone(kind: str) -> None:
-    far = (2.0**40, 2560.0, 4.0)
+    far = (2.0**50, 2560.0, 4.0)
     assert H200.device.kernels[kind].correction is not None
     assert time(kind, "", *far, on=H200).seconds == pytest.approx(time(kind, "", *far, on=PLAIN).seconds, rel=1e-3)
     m, width = np.logspace(0, 4.2, 50).round(), 256.0 * np.arange(4.0, 54.0)
@@ -256,7 +256,8 @@ def test_a_fit_predicts_a_hidden_size_it_never_saw() -> None:
 
 
 def test_shipped_coefficients_come_from_the_committed_rows_and_have_the_errors_they_claim() -> None:
-    rows = [row for name in ("h200_kernels", "h200_between") for row in read_rows(MEASURED / f"{name}.csv")]
+    names = ("h200_kernels", "h200_between", "h200_streams")
+    rows = [row for name in names for row in read_rows(MEASURED / f"{name}.csv")]
     fitted = {found.name: found for found in fit_mhc(rows, H200.device)}
     assert list(fitted) == ["mhc_pre", "mhc_post", "engram_gate", "sinkhorn"]
     judged = kernel_errors.judged("h200")

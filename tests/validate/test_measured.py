@@ -42,7 +42,7 @@ def test_kernels_of_the_h200_are_many_and_a_quarter_is_held_out():
             assert 0.1 <= held_out / (fit + held_out) <= 0.4, op
 
 
-@pytest.mark.parametrize("name", ["h200_kernels.csv", "h200_between.csv", "h200_per_tensor.csv"])
+@pytest.mark.parametrize("name", ["h200_kernels.csv", "h200_between.csv", "h200_per_tensor.csv", "h200_streams.csv"])
 def test_no_kernel_is_faster_than_physics(name):
     """Products no faster than the tensor cores; tensors that no cache holds no faster than HBM."""
     for row in rows(name):

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sextant.simulator.kernels import BYTES, Work
+from sextant.simulator.kernels import BYTES, Work, memory, operator
 from sextant.simulator.kernels.tiles import Product, product_fit, product_seconds
-from sextant.simulator.types import Cluster, Estimate, Num, Op
+from sextant.simulator.types import PROVENANCES, Cluster, Estimate, Num, Op
 
 #: Bytes that cross the bus per element of the output: BF16 written, or an FP32 result (``wgrad``: read and written).
 OUTPUT_BYTES: Mapping[str, float] = {"wgrad": 8.0, "wgrad_fresh": 4.0}
@@ -40,8 +40,24 @@ def product(op: Op) -> Product:
 def estimate(op: Op, cluster: Cluster) -> Estimate:
     """Seconds by the tile model with the block ``gemm_<format>``; Num in, Num of the broadcast shape out."""
     fit = product_fit(cluster.device, "gemm", op.format, op.variant)
-    seconds = product_seconds(product(op), fit, cluster.device, converts=op.variant == "from_bf16")
-    return Estimate(
+    converts = op.variant == "from_bf16"
+    seconds = product_seconds(product(op), fit, cluster.device, converts=converts)
+    found = Estimate(
         seconds=seconds.total, low=seconds.total * fit.low, high=seconds.total * fit.high,
         limits={"math": seconds.math, "memory": seconds.memory, "launch": seconds.launch}, provenance=fit.provenance,
+    )  # fmt: skip
+    if converts and op.format.startswith("fp8") and "convert" not in fit.coefficients:
+        return _after_cast(op, found, cluster)
+    return found
+
+
+def _after_cast(op: Op, product: Estimate, cluster: Cluster) -> Estimate:
+    """The product after a kernel of its own that converts x, where the fitted kernel takes FP8."""
+    elements = op.shape["m"] * op.shape["k"]
+    moved = {"read_bytes": 2.0 * elements, "write_bytes": BYTES["fp8_block"] * elements}
+    cast = memory.estimate(operator("memory", "cast", "bf16", moved, variant="cast"), cluster)
+    limits = {name: product.limits[name] + cast.limits.get(name, 0.0) for name in product.limits}
+    return Estimate(
+        seconds=product.seconds + cast.seconds, low=product.low + cast.low, high=product.high + cast.high,
+        limits=limits, provenance=max(product.provenance, cast.provenance, key=PROVENANCES.index),
     )  # fmt: skip

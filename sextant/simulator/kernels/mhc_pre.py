@@ -10,7 +10,8 @@ kernels, a product in blocks of 16 or 64 tokens that is split along n C over idl
 
     floor_s, column_s, iteration_s   latency: launches, per value of a token's n C, per Sinkhorn iteration
     product_efficiency, efficiency   shares of the HBM bandwidth that the product and the other kernel reach
-    l2_bytes_per_s                   rate at which blocks of the product read the weights again
+    short_s, tall_s                  an SM's time for one of the n C values of a block of 16 or of 64 tokens ...
+    short_lane_s, tall_lane_s        ... or per mapping, padded to a power of two, whichever is longer
     token_iteration_s                Sinkhorn's time of a token on one SM, per iteration
 
 ``backward`` reads the residual and the gradients of the layer's input, adds to the residual's gradient twice (through
@@ -97,9 +98,8 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
 
 
 def features(shape: Mapping[str, Num], variant: str = "") -> dict[str, Num]:
-    """What a correction may depend on, as logarithms to base 2: bytes moved, tokens, streams, iterations."""
-    found = stream_features(stream(shape, variant), shape)
-    return {**found, "log2_iterations": np.log2(np.maximum(shape["sinkhorn_iters"], 1.0))}
+    """What a correction may depend on, as logarithms to base 2: bytes moved, tokens, streams."""
+    return stream_features(stream(shape, variant), shape)
 
 
 def _two_kernels(shape: Mapping[str, Num], what: Stream, c: Mapping[str, Num], device: Device) -> tuple[Num, Num]:
@@ -109,10 +109,14 @@ def _two_kernels(shape: Mapping[str, Num], what: Stream, c: Mapping[str, Num], d
     read_s = n_tokens * 2.0 * wide / (bandwidth * c["product_efficiency"])
     height = np.where(n_tokens >= TALL_BLOCK * device.n_sms, TALL_BLOCK, SHORT_BLOCK)
     lanes = np.maximum(SHORT_BLOCK, 2.0 ** np.ceil(np.log2(n_mappings(shape["n_streams"]))))
-    again_s = np.ceil(n_tokens / height) * 4.0 * wide * lanes / c["l2_bytes_per_s"]
+    tall = height == TALL_BLOCK
+    value_s = np.where(tall, c["tall_s"], c["short_s"])
+    lanes_s = lanes * np.where(tall, c["tall_lane_s"], c["short_lane_s"])
+    value_s = np.sqrt(np.sqrt(value_s**4 + lanes_s**4))
+    worked_s = np.ceil(n_tokens / height) * wide * value_s / device.n_sms
     rest_s = n_tokens * (what.token_bytes - 2.0 * wide) / (bandwidth * c["efficiency"])
     rest_s = np.maximum(rest_s, n_tokens / device.n_sms * c["token_iteration_s"] * shape["sinkhorn_iters"])
-    product_s = np.sqrt(np.sqrt(read_s**4 + again_s**4))
+    product_s = np.sqrt(np.sqrt(read_s**4 + worked_s**4))
     return np.maximum(c["floor_s"], device.launch_s) + c["column_s"] * wide, product_s + rest_s
 
 

@@ -134,8 +134,8 @@ def _split(op: Op, c: Mapping[str, Num], device: Device) -> _Parts:
 
 def _composed(op: Op, c: Mapping[str, Num], device: Device) -> _Parts:
     """Batched products with a softmax between them. Of what does not lie in L2, scores cross HBM ``score_passes``
-    times, the cache ``cache_passes``; a program of the last product walks over all keys, ``key_s`` each. matrix_efficiency
-    and efficiency are shares of the datasheet rates."""
+    times, the cache ``cache_passes``; a program of the last product walks over all keys, ``key_s`` each. Shares of the
+    datasheet rates: matrix_efficiency and efficiency."""
     s = op.shape
     rows = s["batch"] * s["heads"] * s["q_len"]
     scores = rows * s["kv_len"] * BYTES[op.format]

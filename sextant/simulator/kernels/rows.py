@@ -27,12 +27,14 @@ _PAGE_BYTES = 4096.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What one execution moves; ``n_rows`` and ``width`` (values of a row) are None where it has no rows."""
+    """What one execution moves; ``n_rows`` and ``width`` (values of a row) are None where it has no rows. Of the bytes
+    read, ``fixed_bytes`` belong to no row: weights."""
 
     read_bytes: Num
     write_bytes: Num
     n_rows: Num | None = None
     width: Num | None = None
+    fixed_bytes: Num = 0.0
 
     @property
     def bytes(self) -> Num:
@@ -61,8 +63,9 @@ def row_seconds(moved: Rows, fit: KernelFit, device: Device) -> RowSeconds:
         ratio = np.square(np.square(np.square(moved.bytes / (c["cold_share"] * device.l2_bytes))))
         launch_s = launch_s + c["cold_s"] * (ratio / (1.0 + ratio))
     if moved.n_rows is not None:
+        row_bytes = (moved.bytes - moved.fixed_bytes) / np.maximum(moved.n_rows, 1.0)
         if "row_cost" in c:
-            launch_s = launch_s + c["row_cost"] * moved.bytes / np.maximum(moved.n_rows, 1.0) / bandwidth
+            launch_s = launch_s + c["row_cost"] * row_bytes / bandwidth
         if "row_s" in c:
             memory_s = memory_s + c["row_s"] * moved.n_rows / device.n_sms
     if "padding" in c and moved.width is not None:

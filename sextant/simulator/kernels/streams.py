@@ -84,7 +84,10 @@ def corrected_stream_seconds(stream: Stream, shape: Mapping[str, Num], fit: Kern
 def stream_rows(stream: Stream, shape: Mapping[str, Num]) -> Rows:
     """The same as rows of tokens."""
     moved = stream.n_tokens * stream.token_bytes + stream.fixed_bytes
-    return Rows(read_bytes=moved, write_bytes=0.0, n_rows=shape["n_tokens"], width=shape["hidden"])
+    return Rows(
+        read_bytes=moved, write_bytes=0.0, n_rows=shape["n_tokens"], width=shape["hidden"],
+        fixed_bytes=stream.fixed_bytes,
+    )  # fmt: skip
 
 
 def stream_features(stream: Stream, shape: Mapping[str, Num]) -> dict[str, Num]:
