@@ -70,6 +70,11 @@ def own_fits(name: str) -> Mapping[str, KernelFit]:
     return _read(name)
 
 
+def transfer_of(name: str) -> Transfer | None:
+    """Where GPU ``name`` takes the coefficients from that nobody measured on it; None where it takes none."""
+    return _module("gpus", "GPU", name, device_names()).FIT
+
+
 def transferred(fit: KernelFit, transfer: Transfer) -> KernelFit:
     """``fit`` as another GPU may use it: the interval widened, and the source saying so."""
     return replace(

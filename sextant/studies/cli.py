@@ -297,6 +297,23 @@ def validate_kernels(
         _put(kernel_errors.table(rows), sys.stdout)
 
 
+@validate_app.command("transfer")
+def validate_transfer(
+    source: Annotated[str, typer.Option("--from", metavar="NAME", help="The GPU whose fits predict.")] = "h100",
+    target: Annotated[str, typer.Option("--to", metavar="NAME", help="The GPU whose kernels are predicted.")] = "h200",
+    rows: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Measured kernels of the target.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Predict one GPU's kernels from its datasheet and another GPU's fits, and show the errors of each kind."""
+    from sextant.studies import transfer_errors
+
+    found = transfer_errors.study(source, target, rows or ())
+    if json:
+        _print_json(found.as_json())
+    else:
+        _put(found.text(), sys.stdout)
+
+
 @validate_app.command("models")
 def validate_models(
     case: Annotated[str, typer.Argument(metavar="CASE", help="One case, by what its kernels compute.")] = "",

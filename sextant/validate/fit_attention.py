@@ -13,7 +13,7 @@ from sextant.simulator.kernels import attention, estimate, mla
 from sextant.simulator.types import Device, KernelFit, Op
 from sextant.validate.fit_gemm import sourced
 from sextant.validate.prediction import operators
-from sextant.validate.residuals import corrected, held_out_rows, whole_shapes
+from sextant.validate.residuals import Pairs, corrected, crossed, grown, held_out_rows, whole_shapes
 from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, solve, with_fit
 
 TILED_BOUNDS = {
@@ -110,6 +110,8 @@ LIBRARIES = ("flash", "cudnn", "bmm")
 _TILED_FEATURES = ("log2_programs_per_sm", "log2_keys", "log2_width", "log2_group")
 _DECODE_FEATURES = ("log2_caches_per_sm", "log2_keys", "log2_group")
 _N_CENTRES = 96
+#: Tokens of the sequences for which a law of growth holds.
+_LENGTHS = 2.0 ** np.arange(7.0, 15.0)
 
 
 def attention_op(rows: Sequence[Row], chosen: NDArray[np.bool_] | None = None) -> Op:
@@ -147,17 +149,41 @@ def fit_attention(name: str, rows: Sequence[Row], device: Device, source: str = 
     predict = _predictor(name, whole, device)
     fitted = solve(name, bounds, predict, measured_s, test, source, _FEW_FIXED if few else fixed)
     names = _DECODE_FEATURES if decode else _TILED_FEATURES
-    known = attention.features(whole, device)
-    chosen = {feature: np.asarray(known[feature], dtype=np.float64) for feature in names}
-    return _corrected(fitted, predict, chosen, measured_s, test, rows)
+
+    def features(op: Op) -> dict[str, Array]:
+        known = attention.features(op, device)
+        return {name: np.asarray(known[name], dtype=np.float64) for name in names}
+
+    size = {name: float(np.median(whole.shape[name])) for name in ("head_dim", "v_head_dim", "causal")}
+    lower = crossed(batch=2.0 ** np.arange(9.0), kv_heads=2.0 ** np.arange(7.0), group=(1, 4, 8), kv_len=_LENGTHS)
+    lower = {**lower, "heads": lower["kv_heads"] * lower.pop("group"), **_filled(size, lower["batch"])}
+    lower["q_len"] = np.ones_like(lower["kv_len"]) if decode else lower["kv_len"]
+    growing = ("kv_len",) if decode else ("kv_len", "q_len")
+    uppers = [{**lower, **{name: 2.0 * lower[name] for name in more}} for more in (("batch",), growing)]
+    pairs = _growths(fitted.fit, name, replace(whole, variant=_variant(name, whole)), device, lower, uppers, features)
+    return _corrected(fitted, predict, features(whole), measured_s, test, rows, pairs)
+
+
+def _filled(values: Mapping[str, float], like: Array) -> dict[str, Array]:
+    return {name: np.full_like(like, value) for name, value in values.items()}
+
+
+def _growths(
+    fit: KernelFit, name: str, op: Op, device: Device, lower: Mapping[str, Array],
+    uppers: Sequence[Mapping[str, Array]], features: Callable[[Op], Mapping[str, Array]],
+) -> Pairs:  # fmt: skip
+    """Twice the sequences, or twice the tokens: neither may take less time."""
+    cluster = alone(with_fit(_bare(device), name, fit))
+
+    def seconds(shape: Mapping[str, Array]) -> Array:
+        return np.asarray(estimate(replace(op, shape=shape), cluster).seconds)
+
+    return grown(lower, uppers, seconds, lambda shape: features(replace(op, shape=shape)))
 
 
 def _predictor(name: str, whole: Op, device: Device) -> Callable[[KernelFit, NDArray[np.bool_]], Array]:
     """Seconds of chosen rows of one array operator by the block ``name``, whichever library the device prefers."""
-    library = _library_of(name)
-    variant = f"{whole.variant}_{library}" if library else whole.variant
-    others = {block: fit for block, fit in device.kernels.items() if not block.startswith(("attention", "mla"))}
-    bare = replace(device, kernels=others)
+    variant, bare = _variant(name, whole), _bare(device)
 
     def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
         part = {key: np.asarray(values)[chosen] for key, values in whole.shape.items()}
@@ -165,6 +191,18 @@ def _predictor(name: str, whole: Op, device: Device) -> Callable[[KernelFit, NDA
         return np.asarray(estimate(op, alone(with_fit(bare, name, fit))).seconds)
 
     return predict
+
+
+def _variant(name: str, op: Op) -> str:
+    """The variant of ``op`` that takes the block ``name``."""
+    library = _library_of(name)
+    return f"{op.variant}_{library}" if library else op.variant
+
+
+def _bare(device: Device) -> Device:
+    """``device`` without any block of attention: no other library may stand in for the one that is fitted."""
+    others = {block: fit for block, fit in device.kernels.items() if not block.startswith(("attention", "mla"))}
+    return replace(device, kernels=others)
 
 
 def _library_of(name: str) -> str:
@@ -179,9 +217,14 @@ def _corrected(
     measured_s: Array,
     test: NDArray[np.bool_],
     rows: Sequence[Row],
+    pairs: Pairs,
 ) -> Fitted:
     varied = {feature: values for feature, values in known.items() if np.ptp(values) > 0.0}
-    found = corrected(fitted, predict, varied, measured_s, test, whole_shapes(rows), n_centres=_N_CENTRES)
+    kept = Pairs(
+        lower={name: pairs.lower[name] for name in varied}, upper={name: pairs.upper[name] for name in varied},
+        growth=pairs.growth,
+    )  # fmt: skip
+    found = corrected(fitted, predict, varied, measured_s, test, whole_shapes(rows), pairs=kept, n_centres=_N_CENTRES)
     unseen = "configurations of heads and (batch, kv_len) pairs"
     return replace(found, fit=sourced(found.fit, unseen, found.held_out))
 
@@ -218,5 +261,13 @@ def fit_mla(rows: Sequence[Row], device: Device, source: str = "", name: str = "
     own = {row.get("library", "") for row in rows}
     bounds = SPLIT_BOUNDS if own == {"triton_splitkv"} else COMPOSED_BOUNDS if own == {"cublas_bmm"} else MLA_BOUNDS
     fitted = solve(name, bounds, predict, measured_s, test, source)
-    known = {feature: np.asarray(values, dtype=np.float64) for feature, values in mla.features(whole, device).items()}
-    return _corrected(fitted, predict, known, measured_s, test, rows)
+
+    def features(op: Op) -> dict[str, Array]:
+        return {name: np.asarray(values, dtype=np.float64) for name, values in mla.features(op, device).items()}
+
+    lower = crossed(batch=2.0 ** np.arange(9.0), heads=2.0 ** np.arange(3.0, 8.0), kv_len=_LENGTHS)
+    size = {name: float(np.median(whole.shape[name])) for name in ("q_len", "kv_lora_rank", "qk_rope_head_dim")}
+    lower |= _filled(size, lower["batch"])
+    uppers = [{**lower, more: 2.0 * lower[more]} for more in ("batch", "kv_len")]
+    pairs = _growths(fitted.fit, name, replace(whole, variant=_variant(name, whole)), device, lower, uppers, features)
+    return _corrected(fitted, predict, features(whole), measured_s, test, rows, pairs)

@@ -129,8 +129,10 @@ def fit_gemm(rows: Sequence[Row], device: Device, format: str, source: str = "",
         growth = _growth(lower, upper, alone(with_fit(device, name, fitted.fit)))
         if not bare and format != "bf16":
             # The law binds the call that converts its input, and the product alone.
-            converting = (_bare_as(op, bare) for op in (lower, upper))
-            growth = np.minimum(growth, _growth(*converting, alone(with_fit(device, name, fitted.fit))))
+            growth = np.minimum(
+                growth,
+                _growth(_bare_as(lower, bare), _bare_as(upper, bare), alone(with_fit(device, name, fitted.fit))),
+            )
         pairs = Pairs(lower=_features(lower, device), upper=_features(upper, device), growth=growth)
         fitted = corrected(
             fitted, predict, features, measured_s, test, whole_shapes(rows), pairs=pairs, n_centres=_N_CENTRES

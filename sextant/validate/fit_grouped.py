@@ -29,7 +29,7 @@ from sextant.simulator.types import Device, KernelFit, Num, Op
 from sextant.validate.fit_gemm import sourced
 from sextant.validate.prediction import experts, operators
 from sextant.validate.prediction.experts import moe_seconds
-from sextant.validate.residuals import Pairs, corrected, held_out_rows, whole_shapes
+from sextant.validate.residuals import Pairs, corrected, crossed, grown, held_out_rows, whole_shapes
 from sextant.validate.solver import (
     Array,
     Bounds,
@@ -120,21 +120,16 @@ def fit_products(rows: Sequence[Row], device: Device, format: str, source: str =
 def _doublings(op: Op, fit: KernelFit, device: Device) -> Pairs:
     """Products of whole tiles over the range of sizes, and with twice the tokens, the columns or the groups."""
     cluster = alone(with_fit(device, f"grouped_gemm_{op.format}", fit))
-    grid = np.meshgrid(
-        2.0 ** np.arange(1.0, 7.0), 512.0 * 2.0 ** np.arange(5.0), 512.0 * 2.0 ** np.arange(5.0),
-        512.0 * 2.0 ** np.arange(0.0, 4.5, 0.5), indexing="ij",
+    lower = crossed(
+        groups=2.0 ** np.arange(1.0, 7.0), tokens_per_group=2.0 ** np.arange(9.0, 14.0), n=2.0 ** np.arange(9.0, 14.0),
+        k=2.0 ** np.arange(9.0, 13.5, 0.5),
     )  # fmt: skip
-    lower = dict(zip(("groups", "tokens_per_group", "n", "k"), map(np.ravel, grid), strict=True))
     uppers = [{**lower, name: 2.0 * lower[name]} for name in ("groups", "tokens_per_group", "n")]
-    before = np.asarray(estimate(replace(op, shape=lower), cluster).seconds)
-    growth = [np.log(np.asarray(estimate(replace(op, shape=u), cluster).seconds) / before) for u in uppers]
-    first = _features(replace(op, shape=lower), device)
-    above = [_features(replace(op, shape=upper), device) for upper in uppers]
-    return Pairs(
-        lower={name: np.tile(values, len(uppers)) for name, values in first.items()},
-        upper={name: np.concatenate([found[name] for found in above]) for name in first},
-        growth=np.concatenate(growth),
-    )
+
+    def seconds(shape: Mapping[str, Array]) -> Array:
+        return np.asarray(estimate(replace(op, shape=shape), cluster).seconds)
+
+    return grown(lower, uppers, seconds, lambda shape: _features(replace(op, shape=shape), device))
 
 
 def _features(op: Op, device: Device) -> dict[str, Array]:

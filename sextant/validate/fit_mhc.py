@@ -19,7 +19,7 @@ from sextant.simulator.kernels import engram_gate, estimate, fit_of, mhc_post, m
 from sextant.simulator.kernels.streams import stream_features
 from sextant.simulator.types import Device, KernelFit, Num, Op
 from sextant.validate.prediction import operators
-from sextant.validate.residuals import Pairs, corrected, held_out_rows, whole_shapes
+from sextant.validate.residuals import Pairs, corrected, crossed, grown, held_out_rows, whole_shapes
 from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, errors, solve, with_fit
 
 Predict = Callable[[KernelFit, NDArray[np.bool_]], Array]
@@ -105,29 +105,19 @@ def _fit_own(kind: str, rows: Sequence[Row], device: Device, source: str) -> Fit
 def _growths(op: Op, fit: KernelFit, device: Device) -> Pairs:
     """Sizes over the measured range, and the same with twice the tokens, or with more iterations of Sinkhorn."""
     cluster = alone(with_fit(device, op.kind, fit))
-    grid = np.meshgrid(
-        2.0 ** np.arange(17.0), (1024.0, 2048.0, 4096.0, 8192.0), (2.0, 4.0, 8.0), (1.0, 5.0, 10.0, 20.0), indexing="ij"
-    )
-    lower = dict(zip(("n_tokens", "hidden", "n_streams", "sinkhorn_iters"), map(np.ravel, grid), strict=True))
-    uppers = [{**lower, "n_tokens": 2.0 * lower["n_tokens"]}]
-    if "sinkhorn_iters" in op.shape:
-        uppers.append({**lower, "sinkhorn_iters": 2.0 * lower["sinkhorn_iters"]})
+    lower = crossed(
+        n_tokens=2.0 ** np.arange(17.0), hidden=2.0 ** np.arange(10.0, 14.0), n_streams=(2, 4, 8),
+        sinkhorn_iters=(1, 5, 10, 20),
+    )  # fmt: skip
+    uppers = [{**lower, name: 2.0 * lower[name]} for name in ("n_tokens", "sinkhorn_iters") if name in op.shape]
 
     def sized(shape: Mapping[str, Array]) -> Op:
         return replace(op, shape={name: shape[name] for name in op.shape})
 
-    def known(shape: Mapping[str, Array]) -> dict[str, Array]:
-        found = _features(sized(shape))
-        return {name: np.broadcast_to(values, len(shape["n_tokens"])) for name, values in found.items()}
+    def seconds(shape: Mapping[str, Array]) -> Array:
+        return np.asarray(estimate(sized(shape), cluster).seconds)
 
-    before = np.asarray(estimate(sized(lower), cluster).seconds)
-    growth = [np.log(np.asarray(estimate(sized(upper), cluster).seconds) / before) for upper in uppers]
-    first, above = known(lower), [known(upper) for upper in uppers]
-    return Pairs(
-        lower={name: np.tile(values, len(uppers)) for name, values in first.items()},
-        upper={name: np.concatenate([found[name] for found in above]) for name in first},
-        growth=np.concatenate(growth),
-    )
+    return grown(lower, uppers, seconds, lambda shape: _features(sized(shape)))
 
 
 def _features(op: Op) -> Mapping[str, Num]:

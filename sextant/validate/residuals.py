@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from sextant.simulator.kernels.correction import basis
-from sextant.simulator.types import Correction, KernelFit
+from sextant.simulator.types import Correction, KernelFit, Num
 from sextant.validate.cases import shapes_of, split
 from sextant.validate.solver import Array, Errors, Fitted, Row, central, errors
 
@@ -46,6 +46,35 @@ class Pairs:
     lower: Mapping[str, Array]
     upper: Mapping[str, Array]
     growth: Array
+
+
+def grown(
+    lower: Mapping[str, Array],
+    uppers: Sequence[Mapping[str, Array]],
+    seconds: Callable[[Mapping[str, Array]], Array],
+    features: Callable[[Mapping[str, Array]], Mapping[str, Num]],
+) -> Pairs:
+    """Pairs of the shapes ``lower`` and each of ``uppers`` (arrays (n_shapes,) by dimension), which hold more work."""
+    before = np.log(seconds(lower))
+
+    def known(shape: Mapping[str, Array]) -> dict[str, Array]:
+        found = features(shape)
+        return {
+            name: np.broadcast_to(np.asarray(values, dtype=np.float64), before.shape) for name, values in found.items()
+        }
+
+    first, above = known(lower), [known(upper) for upper in uppers]
+    return Pairs(
+        lower={name: np.tile(values, len(uppers)) for name, values in first.items()},
+        upper={name: np.concatenate([found[name] for found in above]) for name in first},
+        growth=np.concatenate([np.log(seconds(upper)) - before for upper in uppers]),
+    )
+
+
+def crossed(**axes: Array | Sequence[float]) -> dict[str, Array]:
+    """Every combination of the axes' values, flat arrays by name."""
+    grid = np.meshgrid(*(np.asarray(values, dtype=np.float64) for values in axes.values()), indexing="ij")
+    return dict(zip(axes, map(np.ravel, grid), strict=True))
 
 
 def held_out_rows(rows: Sequence[Row]) -> NDArray[np.bool_]:
