@@ -19,13 +19,13 @@ import numpy as np
 from sextant import hwmodels
 from sextant.hwmodels.gpus import Transfer
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.types import Device
+from sextant.simulator.types import Cluster, Device, KernelFit
 from sextant.studies import kernel_errors, tables
-from sextant.studies.kernel_errors import MEASURED, Judged, KindErrors
+from sextant.studies.kernel_errors import MEASURED, Judged
 from sextant.validate import fit
 from sextant.validate.prediction import predict, single_kernel_cluster
 from sextant.validate.prediction.operators import BARE
-from sextant.validate.transfer import Rate, Rates, named_rates, news, restated, transferred
+from sextant.validate.transfer import Rate, Rates, named_rates, news, transferred
 
 Row = Mapping[str, str]
 
@@ -46,17 +46,23 @@ _LEFT_OUT = ("contention", "h2d", "d2h")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindTransfer:
-    """Errors of one kind: shares of the measured time, the share of rows in the widened interval, and the 5% and 95%
-    quantiles of measured over predicted time."""
+    """Errors of one kind: shares of the measured time (``KindErrors``), the share of rows in the widened interval, and
+    the 5% and 95% quantiles of measured over predicted time."""
 
-    errors: KindErrors
+    kind: str
     same_library: bool
+    n_rows: int
+    mape: float
+    median: float
+    p95: float
+    bias: float
+    inside: float
     low: float
     high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransferStudy:
+class Study:
     """The errors of every kind that the source's fits know, and what the transfer rested on.
 
     ``copy`` and ``product`` say what the target's two rates add to the source's intervals (1.0: nothing);
@@ -65,7 +71,7 @@ class TransferStudy:
 
     source: str
     target: str
-    kinds: tuple[KindTransfer, ...]
+    rows: tuple[KindTransfer, ...]
     rates: Rates
     copy: float
     product: float
@@ -74,56 +80,56 @@ class TransferStudy:
 
     def text(self) -> str:
         """A line per kind, those of one library first, and what the transfer rested on."""
-        heads = ("", ">rows", ">MAPE", ">median", ">95th pct", ">bias", ">inside", ">measured / predicted")
+        heads = ("library", ">rows", ">MAPE", ">median", ">95th pct", ">bias", ">inside", ">measured / predicted")
         table = tables.grid(f"{self.source} -> {self.target}", *heads)
-        for kind in self.kinds:
-            tables.add(table, list(_cells(kind)))
+        for row in self.rows:
+            tables.add(table, list(_cells(row)))
         said = [
             f"interval: of {self.source}'s blocks, x{self.widening.low:g} to x{self.widening.high:g}",
-            *(_rate_text(*pair) for pair in (("copy", self.rates.copy, self.copy),
-                                             ("product", self.rates.gemm, self.product))),
+            _rate_text("copy", self.rates.copy, self.copy), _rate_text("product", self.rates.gemm, self.product),
         ]  # fmt: skip
         if self.unknown:
             said.append("not predicted: " + ", ".join(f"{kind} ({n})" for kind, n in self.unknown.items()))
         return "\n".join([tables.rendered(table), "", *(line for each in said for line in tables.wrapped(each))])
 
     def as_json(self) -> dict[str, Any]:
-        """The same as records."""
+        """The same as records, in seconds."""
+        rates = {"copy": (self.rates.copy, self.copy), "product": (self.rates.gemm, self.product)}
         return {
-            "source": self.source, "target": self.target,
-            "kinds": [
-                {**asdict(kind.errors), "same_library": kind.same_library, "low": kind.low, "high": kind.high}
-                for kind in self.kinds
-            ],
+            "source": self.source, "target": self.target, "rows": [asdict(row) for row in self.rows],
+            "widened": [self.widening.low, self.widening.high], "reason": self.widening.reason,
             "rates": {
-                name: None if rate is None else {"case": dict(rate.case), "seconds": rate.seconds, "factor": factor}
-                for name, rate, factor in (("copy", self.rates.copy, self.copy),
-                                           ("gemm", self.rates.gemm, self.product))
+                name: None if rate is None else {"case": dict(rate.case), "seconds": rate.seconds, "beyond": beyond}
+                for name, (rate, beyond) in rates.items()
             },
-            "widening": {"low": self.widening.low, "high": self.widening.high, "reason": self.widening.reason},
             "not_predicted": dict(self.unknown),
         }  # fmt: skip
 
 
-def study(source: str, target: str, paths: Sequence[Path | str] = ()) -> TransferStudy:
+def study(source: str, target: str, paths: Sequence[Path | str] = ()) -> Study:
     """The errors of ``source``'s own fits on measured kernels of ``target``: of the files, else the shipped ones.
 
     InputError where there are no rows, no fits or no rule between the two GPUs.
     """
+    widening = widening_between(source, target)
     rows = [row for row in measured_rows(target, paths) if row["op"] not in _LEFT_OUT]
-    lender, widening, rates = lending(source), widening_between(source, target), named_rates(rows)
-    cluster = single_kernel_cluster(target)
-    device = transferred(lender, cluster.device, rates.copy, rates.gemm)
-    found = judged([row for row in rows if not _is_rate(row, rates)], lender, device, widening)
+    rates, datasheet = named_rates(rows), carried(source, target).device
+    cluster = carried(source, target, rates)
+    found = judged([row for row in rows if not _is_rate(row, rates)], cluster, widening)
     kinds, unknown = _kinds(found)
-    bare = replace(
-        device, kernels={name: restated(name, block, lender, device) for name, block in lender.kernels.items()}
-    )
-    copy, product = (1.0 if rate is None else news(bare, rate) for rate in (rates.copy, rates.gemm))
-    return TransferStudy(
-        source=source, target=target, kinds=kinds, rates=rates, copy=copy, product=product, widening=widening,
+    copy, product = (1.0 if rate is None else news(datasheet, rate) for rate in (rates.copy, rates.gemm))
+    return Study(
+        source=source, target=target, rows=kinds, rates=rates, copy=copy, product=product, widening=widening,
         unknown=unknown,
     )  # fmt: skip
+
+
+def carried(source: str, target: str, rates: Rates | None = None) -> Cluster:
+    """One node of ``target`` at the clock of short runs, with the kernels of ``source`` by the target's datasheet and,
+    where given, its two rates; InputError for unknown names."""
+    cluster = single_kernel_cluster(target)
+    given = rates or Rates(copy=None, gemm=None)
+    return replace(cluster, device=transferred(lending(source), cluster.device, given.copy, given.gemm))
 
 
 def lending(source: str) -> Device:
@@ -131,17 +137,20 @@ def lending(source: str) -> Device:
     device = hwmodels.device(source)
     own = hwmodels.own_fits(source)
     if not own:
-        raise InputError(f"source: no kernels of {source!r} were fitted; {nearest(source, MEASURED)}")
+        raise InputError(f"source: {source!r} has no fits of its own; {nearest(source, ('h100', 'h200'))}")
     return replace(device, kernels=own)
 
 
 def widening_between(source: str, target: str) -> Transfer:
     """How far the catalogue trusts the source's fits on the target (``hwmodels.gpus.Transfer``). InputError where the
     target takes its fits from another GPU."""
+    lending(source)
+    if source == target:
+        raise InputError(f"target: {target!r} is the source; name another GPU")
     found = hwmodels.transfer_of(target)
     if found is None or found.gpu != source:
-        lender = "no other" if found is None else found.gpu
-        raise InputError(f"target: {target!r} takes fits from {lender} GPU, not from {source!r}; name that one")
+        lender = "no other GPU" if found is None else found.gpu
+        raise InputError(f"target: {target!r} takes fits from {lender}, not from {source!r}; name that one")
     return found
 
 
@@ -154,16 +163,15 @@ def measured_rows(target: str, paths: Sequence[Path | str] = ()) -> list[dict[st
     return rows
 
 
-def judged(rows: Sequence[Row], source: Device, device: Device, widening: Transfer) -> Judged:
-    """Measured rows beside what ``device``, which holds transferred blocks, predicts in the widened interval; NaN where
-    no block of the source is of such a kernel, or where it lacks what the row's call does besides."""
+def judged(rows: Sequence[Row], cluster: Cluster, widening: Transfer) -> Judged:
+    """Measured rows beside what ``carried`` blocks predict in the widened interval; NaN where no block of the source is
+    of such a kernel, or where it lacks what the row's call does besides."""
     names = dict.fromkeys(name for row in rows for name in row if name != "us")
     columns = {name: [row.get(name, "") for row in rows] for name in names}
-    kernels = {name: hwmodels.transferred(block, widening) for name, block in device.kernels.items()}
-    cluster = single_kernel_cluster(device.name)
+    kernels = {name: hwmodels.transferred(block, widening) for name, block in cluster.device.kernels.items()}
     found = predict(columns, len(rows), replace(cluster, device=replace(cluster.device, kernels=kernels)))
     kinds = np.array([kind_of(row) for row in rows])
-    known = np.array([_is_known(*pair, source) for pair in zip(rows, found.provenance, strict=True)])
+    known = np.array([_is_known(*pair, kernels) for pair in zip(rows, found.provenance, strict=True)])
     predicted, low, high = (1e-6 * np.where(known, each, np.nan) for each in (found.us, found.low_us, found.high_us))
     return Judged(
         kind=kinds, op=np.array([row["op"] for row in rows]), held_out=np.ones(len(rows), dtype=bool),
@@ -190,12 +198,12 @@ def _converts(row: Row) -> bool:
     return fp8 and not row.get("variant", "") and row.get("library", "") not in BARE
 
 
-def _is_known(row: Row, provenance: str, source: Device) -> bool:
+def _is_known(row: Row, provenance: str, kernels: Mapping[str, KernelFit]) -> bool:
     """Whether a prediction rests on kernels of the source (skewed routing always counts as assumed), and on a block
     that knows the conversion which the row's call includes."""
     if provenance == "assumed" and not _is_skewed(row):
         return False
-    block = source.kernels.get(f"gemm_{row.get('format', '')}")
+    block = kernels.get(f"gemm_{row.get('format', '')}")
     return not _converts(row) or (block is not None and "convert" in block.coefficients)
 
 
@@ -210,35 +218,36 @@ def _is_rate(row: Row, rates: Rates) -> bool:
 
 def _kinds(found: Judged) -> tuple[tuple[KindTransfer, ...], dict[str, int]]:
     """Errors of the kinds with predictions, those of one library first, and how many rows of others there are."""
-    known, unknown = [], {}
+    known: list[KindTransfer] = []
+    unknown: dict[str, int] = {}
     for row in kernel_errors.errors(found)[:-1]:
         part = found.only(found.kind == row.kind)
-        ratio = part.measured_s / part.predicted_s
         if row.n_missing:
             unknown[row.kind] = row.n_missing
         if row.n_rows:
-            low, high = np.nanquantile(ratio, [0.05, 0.95])
-            same = row.kind in SAME_LIBRARY
-            known.append(KindTransfer(errors=row, same_library=same, low=float(low), high=float(high)))
+            low, high = np.nanquantile(part.measured_s / part.predicted_s, [0.05, 0.95])
+            kind = KindTransfer(
+                kind=row.kind, same_library=row.kind in SAME_LIBRARY, n_rows=row.n_rows, mape=row.mape,
+                median=row.median, p95=row.p95, bias=row.bias, inside=row.inside, low=float(low), high=float(high),
+            )  # fmt: skip
+            known.append(kind)
     return tuple(sorted(known, key=lambda kind: not kind.same_library)), unknown
 
 
-def _cells(kind: KindTransfer) -> Iterator[str]:
-    e = kind.errors
-    yield e.kind
-    yield "same library" if kind.same_library else "other library"
-    yield f"{e.n_rows:,}"
-    yield from (f"{100 * value:.1f}%" for value in (e.mape, e.median, e.p95))
-    yield f"{100 * e.bias:+.1f}%"
-    yield f"{100 * e.inside:.1f}%"
-    yield f"{kind.low:.2f} .. {kind.high:.2f}"
+def _cells(row: KindTransfer) -> Iterator[str]:
+    yield row.kind
+    yield "the same" if row.same_library else "another"
+    yield f"{row.n_rows:,}"
+    yield from (f"{100 * value:.1f}%" for value in (row.mape, row.median, row.p95))
+    yield f"{100 * row.bias:+.1f}%"
+    yield f"{100 * row.inside:.1f}%"
+    yield f"{row.low:.2f} .. {row.high:.2f}"
 
 
 def _rate_text(name: str, rate: Rate | None, factor: float) -> str:
     if rate is None:
         return f"{name}: none among the rows, datasheet alone"
-    sizes = ("op", "format", "variant", "bytes", "m", "n", "k", "n_tokens", "hidden", "n_streams")
-    said = " ".join(f"{column} {rate.case[column]}" if column != "op" else rate.case[column]
-                    for column in sizes if column in rate.case)  # fmt: skip
+    sizes = ("format", "variant", "bytes", "m", "n", "k", "n_tokens", "hidden", "n_streams")
+    said = " ".join([rate.case["op"], *(f"{name} {rate.case[name]}" for name in sizes if name in rate.case)])
     told = "inside the source's interval" if factor == 1.0 else f"x{factor:.3f} beyond the source's interval"
     return f"{name}: {said}, {1e6 * rate.seconds:,.1f} us, {told}"
