@@ -363,6 +363,8 @@ def test_an_interrupted_sweep_leaves_neither_files_nor_processes(tmp_path: Path)
         [*RUN, "run", TRAINING, *sets, "--workers", "2", "--out", str(tmp_path)], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        # A suite started in the background of a shell inherits ignored interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     time.sleep(1.5)
     os.killpg(ran.pid, signal.SIGINT)  # as a terminal does: the workers get it too
