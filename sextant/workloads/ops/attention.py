@@ -11,6 +11,10 @@ from sextant.workloads.ops.linear import linear
 from sextant.workloads.ops.memory import Place, moved, norm
 
 
+#: The library of attention kernels in training (``simulator.kernels.attention``).
+TRAINING_LIBRARY = "cudnn"
+
+
 def core(
     place: Place,
     batch: Num,
@@ -22,15 +26,20 @@ def core(
     v_dim: Num,
     causal: float = 1.0,
 ) -> list[Op]:
-    """The attention kernel on expanded keys and values, forward and (training) backward; ``causal`` is 1 or 0."""
+    """The attention kernel on expanded keys and values, forward and (training) backward; ``causal`` is 1 or 0.
+
+    Training runs both directions from one library, the one whose backward kernels were measured.
+    """
     shape = {
         "batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len,
         "head_dim": dim, "v_head_dim": v_dim, "causal": causal,
     }  # fmt: skip
-    phases = {"forward": "forward", "backward": "backward_input"} if place.training else {"forward": "forward"}
+    phases = {"forward": "forward"}
+    if place.training:
+        phases = {f"forward_{TRAINING_LIBRARY}": "forward", "backward": "backward_input"}
     return [
         operator(
-            "attention", "attention" if variant == "forward" else "attention_backward", "bf16", shape, variant=variant,
+            "attention", "attention" if phase == "forward" else "attention_backward", "bf16", shape, variant=variant,
             part=place.part, block=place.block, phase=phase, count=place.count,
             shards={"tensor": ("heads", "kv_heads")},
         )
