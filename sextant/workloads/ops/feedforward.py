@@ -10,28 +10,44 @@ from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.traffic import node_limit
 
 
-def swiglu(name: str, place: Place, m: Num, width: Num, recipe: Recipe, sharded: tuple[str, ...]) -> list[Op]:
+def swiglu(
+    name: str, place: Place, m: Num, width: Num, recipe: Recipe, sharded: tuple[str, ...], *, fused: bool = True
+) -> list[Op]:
     """SwiGLU of (m, 2 x width) to (m, width), fused with the cast of its output in an FP8 recipe.
 
-    Training saves the input in the recipe's saved format, and the backward pass computes output and gradient at once.
+    Training saves the input in the recipe's saved format, and in an FP8 recipe makes BF16 of it again. Under recompute
+    ``swiglu`` the backward pass makes the product again for the weight gradient that follows: the backward kernel
+    itself where ``fused``, else one before it that also casts and transposes, as the published trace has for the
+    shared expert. Kept, the product is what the forward kernel wrote.
     """
     out = BYTES["fp8_block"] if recipe.quantised else 2.0
     access = "swiglu_fp8" if recipe.quantised else "swiglu"
-    ops = [moved(name, place, 4.0 * m * width, out * m * width, sharded=sharded, variant=access)]
-    if place.training:
-        saved = BYTES[recipe.saved] * 2.0 * m * width
-        if recipe.quantised:
-            ops.append(moved(name + "_save", place, 4.0 * m * width, saved, sharded=sharded, variant="cast"))
-        read, write = saved + 2.0 * m * width, 4.0 * m * width + out * m * width
-        ops.append(moved(name + "_backward", place, read, write, "backward_input", sharded, "swiglu_backward"))
+    size = m * width
+    ops = [moved(name, place, 4.0 * size, out * size, sharded=sharded, variant=access)]
+    if not place.training:
+        return ops
+    saved = BYTES[recipe.saved] * 2.0 * size
+    if recipe.quantised:
+        ops.append(moved(name + "_save", place, 4.0 * size, saved, sharded=sharded, variant="cast"))
+        ops.append(moved(name + "_load", place, saved, 4.0 * size, "backward_input", sharded))
+    made = "swiglu" in place.recompute
+    if made and not fused:
+        ops.append(moved(name + "_recompute", place, 4.0 * size, out * size, "backward_input", sharded, access))
+    write = 4.0 * size + (2.0 * size if made and fused else 0.0)
+    ops.append(moved(name + "_backward", place, 6.0 * size, write, "backward_input", sharded, "swiglu_backward"))
     return ops
 
 
 def gated(name: str, place: Place, m: Num, hidden: Num, width: Num, recipe: Recipe) -> list[Op]:
-    """A dense gated feed-forward: up and gate in one product (2 x width, hidden), SwiGLU, down (hidden, width)."""
+    """A dense gated feed-forward: up and gate in one product (2 x width, hidden), SwiGLU, down (hidden, width).
+
+    A product that is made again in FP8 comes transposed, as the weight gradient reads it, and needs no re-quantisation.
+    """
     ops = linear(name + "_up_gate", place, m, 2 * width, hidden, recipe, split="n")
-    ops += swiglu(name + "_swiglu", place, m, width, recipe, ("tensor",))
-    return ops + linear(name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised)
+    ops += swiglu(name + "_swiglu", place, m, width, recipe, ("tensor",), fused=not recipe.quantised)
+    down = linear(name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised)
+    made = "swiglu" in place.recompute
+    return ops + [op for op in down if not (made and op.name == name + "_down_requant_transpose")]
 
 
 def router(place: Place, m: Num, model) -> list[Op]:
@@ -97,9 +113,11 @@ def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Nu
     ops += [_pairs("permute", place, pairs * inp, pairs * inp, variant="permute")]
     ops += _grouped("expert_up_gate", place, experts, pairs, 2 * width, hidden, recipe)
     ops += swiglu("expert_swiglu", place, pairs, width, recipe, ("tensor",))
-    ops += _grouped("expert_down", place, experts, pairs, hidden, width, recipe)
+    ops += _grouped("expert_down", place, experts, pairs, hidden, width, recipe, made="swiglu" in place.recompute)
     ops.append(_pairs("unpermute", place, 2.0 * pairs * hidden, 2.0 * received * hidden))
     if place.training:
+        # The gradient of a routing weight is a sum over the width of the product times the gradient behind it.
+        ops.append(_pairs("expert_swiglu_weight_backward", place, 4.0 * pairs * width, 4.0 * pairs, "backward_input"))
         ops.append(_pairs("unpermute_backward", place, pairs * inp, pairs * inp, "backward_input", "permute"))
         ops.append(_pairs("permute_backward", place, 2.0 * pairs * hidden, 2.0 * received * hidden, "backward_input"))
     return ops
@@ -110,8 +128,13 @@ def _pairs(name: str, place: Place, read: Num, write: Num, phase: str = "forward
     return moved(name, place, read, write, phase, variant=variant)
 
 
-def _grouped(name: str, place: Place, experts: Num, pairs: Num, n: Num, k: Num, recipe: Recipe) -> list[Op]:
-    """A linear layer per expert: (pairs/experts, k) to (pairs/experts, n), three phases, casts as in ``linear``."""
+def _grouped(
+    name: str, place: Place, experts: Num, pairs: Num, n: Num, k: Num, recipe: Recipe, *, made: bool = False
+) -> list[Op]:
+    """A linear layer per expert: (pairs/experts, k) to (pairs/experts, n), three phases, casts as in ``linear``.
+
+    An input that the backward pass has ``made`` again is BF16 when it is cast column-wise, not the saved FP8.
+    """
     split = {"expert": ("groups", "*tokens_per_group"), "tensor": ("tokens_per_group",)}
     fmt, per = recipe.linear, pairs / experts
     fp8 = recipe.quantised
@@ -132,7 +155,8 @@ def _grouped(name: str, place: Place, experts: Num, pairs: Num, n: Num, k: Num, 
         if fp8:
             ops.append(cast(name + "_grad_cast_transpose", place, pairs * n, "backward_input", ("tensor",)))
             size = BYTES["fp8_block"] * pairs * k
-            ops.append(moved(name + "_requant_transpose", place, size, size, "backward_weight", variant="transpose"))
+            read = 2.0 * pairs * k if made else size
+            ops.append(moved(name + "_requant_transpose", place, read, size, "backward_weight", variant="transpose"))
         shape = {"groups": experts, "tokens_per_group": n, "n": k, "k": per}
         ops.append(product("_wgrad", "backward_weight", shape, "wgrad"))
     return ops
