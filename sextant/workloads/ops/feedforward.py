@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
-from sextant.workloads.ops.linear import cast, linear
+from sextant.workloads.ops.linear import cast, linear, scales, weight_transpose
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.traffic import node_limit
+
+
+#: Small kernels over the scores of all experts besides the selection, forward and backward, in training code.
+_SCORE_KERNELS, _SCORE_KERNELS_BACKWARD = 25.0, 26.0
 
 
 def swiglu(
@@ -38,14 +44,21 @@ def swiglu(
     return ops
 
 
-def gated(name: str, place: Place, m: Num, hidden: Num, width: Num, recipe: Recipe) -> list[Op]:
+def gated(
+    name: str, place: Place, m: Num, hidden: Num, width: Num, recipe: Recipe, *, exchanged: bool = False
+) -> list[Op]:
     """A dense gated feed-forward: up and gate in one product (2 x width, hidden), SwiGLU, down (hidden, width).
 
     A product that is made again in FP8 comes transposed, as the weight gradient reads it, and needs no re-quantisation.
+    A shared expert in training takes its input and its output gradient as they are ``exchanged``: cast already.
     """
-    ops = linear(name + "_up_gate", place, m, 2 * width, hidden, recipe, split="n")
+    shared = exchanged and place.training and recipe.dispatch.startswith("fp8")
+    ops = linear(name + "_up_gate", place, m, 2 * width, hidden, recipe, split="n", quantised_input=shared)
     ops += swiglu(name + "_swiglu", place, m, width, recipe, ("tensor",), fused=not recipe.quantised)
-    down = linear(name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised)
+    down = linear(
+        name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised,
+        quantised_gradient=shared,
+    )  # fmt: skip
     made = "swiglu" in place.recompute
     return ops + [op for op in down if not (made and op.name == name + "_down_requant_transpose")]
 
@@ -53,7 +66,9 @@ def gated(name: str, place: Place, m: Num, hidden: Num, width: Num, recipe: Reci
 def router(place: Place, m: Num, model) -> list[Op]:
     """Expert scores in BF16 (a plain product), then top-k selection over FP32 scores.
 
-    Training code selects with library kernels (variant ``topk``), serving engines with one fused kernel.
+    Training code selects with library kernels (variant ``topk``), serving engines with one fused kernel. Scores,
+    limits on groups, masks and the balance loss are small kernels over all scores besides, and so is their backward
+    pass: 25 and 26 of them in the published DualPipe trace.
     """
     hidden, n_experts = model.hidden_size, model.n_routed_experts
     ops = [_router_gemm("router", place, {"m": m, "n": n_experts, "k": hidden}, "forward", "")]
@@ -61,6 +76,11 @@ def router(place: Place, m: Num, model) -> list[Op]:
     variant = "topk" if place.training else ""
     ops.append(moved("router_topk", place, 4.0 * m * n_experts, selected, sharded=(), variant=variant))
     if place.training:
+        size = 4.0 * m * n_experts
+        small = replace(place, count=_SCORE_KERNELS * place.count)
+        ops.append(moved("router_scores", small, size, size, sharded=()))
+        small = replace(place, count=_SCORE_KERNELS_BACKWARD * place.count)
+        ops.append(moved("router_scores_backward", small, size, size, "backward_input", ()))
         shape = {"m": m, "n": hidden, "k": n_experts}
         ops.append(_router_gemm("router_dgrad", place, shape, "backward_input", ""))
         shape = {"m": n_experts, "n": hidden, "k": m}
@@ -113,7 +133,10 @@ def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Nu
     ops += [_pairs("permute", place, pairs * inp, pairs * inp, variant="permute")]
     ops += _grouped("expert_up_gate", place, experts, pairs, 2 * width, hidden, recipe)
     ops += swiglu("expert_swiglu", place, pairs, width, recipe, ("tensor",))
-    ops += _grouped("expert_down", place, experts, pairs, hidden, width, recipe, made="swiglu" in place.recompute)
+    arrives = recipe.dispatch.startswith("fp8")
+    ops += _grouped(
+        "expert_down", place, experts, pairs, hidden, width, recipe, made="swiglu" in place.recompute, arrives=arrives
+    )
     ops.append(_pairs("unpermute", place, 2.0 * pairs * hidden, 2.0 * received * hidden))
     if place.training:
         # The gradient of a routing weight is a sum over the width of the product times the gradient behind it.
@@ -129,11 +152,22 @@ def _pairs(name: str, place: Place, read: Num, write: Num, phase: str = "forward
 
 
 def _grouped(
-    name: str, place: Place, experts: Num, pairs: Num, n: Num, k: Num, recipe: Recipe, *, made: bool = False
+    name: str,
+    place: Place,
+    experts: Num,
+    pairs: Num,
+    n: Num,
+    k: Num,
+    recipe: Recipe,
+    *,
+    made: bool = False,
+    arrives: bool = False,
 ) -> list[Op]:
     """A linear layer per expert: (pairs/experts, k) to (pairs/experts, n), three phases, casts as in ``linear``.
 
-    An input that the backward pass has ``made`` again is BF16 when it is cast column-wise, not the saved FP8.
+    An input that the backward pass has ``made`` again is BF16 when it is cast column-wise, not the saved FP8. A gradient
+    that ``arrives`` in FP8 is re-quantised for the weight gradient instead of cast. Weights are transposed in the
+    forward pass.
     """
     split = {"expert": ("groups", "*tokens_per_group"), "tensor": ("tokens_per_group",)}
     fmt, per = recipe.linear, pairs / experts
@@ -149,11 +183,20 @@ def _grouped(
     ops = [product("", "forward", {"groups": experts, "tokens_per_group": per, "n": n, "k": k})]
     if place.training:
         if fp8:
-            ops.append(cast(name + "_grad_cast", place, pairs * n, "backward_input", ("tensor",)))
+            ops.append(weight_transpose(name, place, experts * n * k, "forward", ("tensor", "expert")))
+            ops.append(scales(name + "_scales", place, pairs * k, sharded=("tensor",)))
+            ops.append(scales(name + "_grad_scales", place, pairs * n, "backward_input", ("tensor",)))
+            if not arrives:
+                ops.append(cast(name + "_grad_cast", place, pairs * n, "backward_input", ("tensor",)))
         shape = {"groups": experts, "tokens_per_group": per, "n": k, "k": n}
         ops.append(product("_dgrad", "backward_input", shape))
         if fp8:
-            ops.append(cast(name + "_grad_cast_transpose", place, pairs * n, "backward_input", ("tensor",)))
+            size = BYTES["fp8_block"] * pairs * n
+            if arrives:
+                again = name + "_grad_requant_transpose"
+                ops.append(moved(again, place, size, size, "backward_weight", variant="transpose"))
+            else:
+                ops.append(cast(name + "_grad_cast_transpose", place, pairs * n, "backward_input", ("tensor",)))
             size = BYTES["fp8_block"] * pairs * k
             read = 2.0 * pairs * k if made else size
             ops.append(moved(name + "_requant_transpose", place, read, size, "backward_weight", variant="transpose"))
