@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from sextant.simulator.kernels import estimate, with_sms, without_hbm
-from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
+from sextant.simulator.types import Cluster, Correction, Device, Estimate, Num, Op, Step
 
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
 _MOST_TAKEN = 0.5
+#: To look for equal points among fewer takes longer than to time them all.
+_FEW_POINTS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,8 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
     by communication leaves; communication has the links to itself.
     """
     device = cluster.device
+    fixed = not (np.ndim(n_comm_sms) or np.ndim(hbm_share) or _swept(cluster))
+    timing = _once_per_row if fixed else estimate
     if np.any(np.asarray(n_comm_sms) > 0):
         device = with_sms(device, device.n_sms - n_comm_sms)
     if np.any(np.asarray(hbm_share) > 0):
@@ -103,7 +107,7 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
         where = cluster if op.stream == "communication" else reduced
         key = _signature(op, digests)
         if key not in seen:
-            seen[key] = estimate(op, where)
+            seen[key] = timing(op, where)
         timed.append(TimedOp(op=op, time=seen[key]))
     return TimedStep(step=step, ops=tuple(timed))
 
@@ -157,6 +161,43 @@ def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, 
         sums[item.time.provenance] = sums.get(item.time.provenance, 0.0) + weight
     total = sum(sums.values()) or 1.0
     return {name: value / total for name, value in sorted(sums.items())}
+
+
+def _swept(record: Any) -> bool:
+    """Whether a record holds an array of points; the tables of a ``Correction`` are none."""
+    if isinstance(record, np.ndarray):
+        return record.ndim > 0
+    if isinstance(record, Mapping):
+        return any(_swept(value) for value in record.values())
+    if is_dataclass(record) and not isinstance(record, Correction):
+        return any(_swept(getattr(record, each.name)) for each in fields(record))
+    return False
+
+
+def _once_per_row(op: Op, cluster: Cluster) -> Estimate:
+    """``estimate`` that computes points of equal shape once; ``cluster`` has no arrays."""
+    names = [name for name, value in op.shape.items() if np.ndim(value) > 0]
+    columns = np.broadcast_arrays(*(np.asarray(op.shape[name]) for name in names)) if names else []
+    if not names or columns[0].size < _FEW_POINTS:
+        return estimate(op, cluster)
+    codes = np.zeros(columns[0].size, dtype=np.int64)
+    for column in columns:
+        values, code = np.unique(column.ravel(), return_inverse=True)
+        # Numbered anew after every column, so that the product never overflows.
+        codes = np.unique(codes * len(values) + code, return_inverse=True)[1]
+    first = np.unique(codes, return_index=True)[1]
+    if 2 * len(first) > len(codes):
+        return estimate(op, cluster)
+    rows = {name: column.ravel()[first] for name, column in zip(names, columns, strict=True)}
+    found = estimate(replace(op, shape={**op.shape, **rows}), cluster)
+
+    def spread(value: Num) -> Num:
+        return value if np.ndim(value) == 0 else np.asarray(value)[codes].reshape(columns[0].shape)
+
+    return Estimate(
+        seconds=spread(found.seconds), low=spread(found.low), high=spread(found.high),
+        limits={name: spread(value) for name, value in found.limits.items()}, provenance=found.provenance,
+    )  # fmt: skip
 
 
 def _signature(op: Op, digests: dict[int, bytes]) -> object:

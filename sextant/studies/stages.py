@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator import schedule
-from sextant.simulator.chunk import LayerTimes, alone_s, layer_times, pair_exposed_s, pair_s
+from sextant.simulator.chunk import alone_s, layer_times, pair_exposed_s, pair_s
 from sextant.simulator.evaluate import TimedStep, communication_share, time_ops
 from sextant.simulator.partition import balance
 from sextant.simulator.types import Num, Scenario
@@ -20,6 +22,7 @@ from sextant.workloads import parameters
 _COST_STEP = 0.05
 
 Chunk = tuple[str, ...]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +32,53 @@ class Stages:
     chunks: tuple[Chunk, ...]
     ranks: tuple[tuple[int, ...], ...]
 
-    def layers(self, rank: int) -> dict[str, float]:
+    @property
+    def n_stages(self) -> int:
+        """Stages of the pipeline."""
+        return len(self.chunks)
+
+    def layers(self, rank: int) -> dict[str, Num]:
         """How many layers of each part the rank holds."""
         parts = [part for stage in self.ranks[rank] for part in self.chunks[stage]]
         return {part: float(parts.count(part)) for part in dict.fromkeys(parts)}
+
+    def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
+        """``seconds`` of what ``key`` finds in the layout, such as the chunk of a stage."""
+        return seconds(key(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layouts:
+    """Several ways to lay the layers on the same ranks; point i is laid as ``choices[which[i]]``."""
+
+    choices: tuple[Stages, ...]
+    which: NDArray[np.intp]
+
+    @property
+    def ranks(self) -> tuple[tuple[int, ...], ...]:
+        """Which stages each rank holds, the same for all points."""
+        return self.choices[0].ranks
+
+    @property
+    def n_stages(self) -> int:
+        """Stages, the same for all points."""
+        return self.choices[0].n_stages
+
+    def layers(self, rank: int) -> dict[str, Num]:
+        """How many layers of each part the rank holds, per point where that differs; 0 where a point has none."""
+        held = [choice.layers(rank) for choice in self.choices]
+        numbers = {part: [each.get(part, 0.0) for each in held] for each in held for part in each}
+        return {part: n[0] if len(set(n)) == 1 else np.array(n)[self.which] for part, n in numbers.items()}
+
+    def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
+        """``seconds`` of what ``key`` finds in each point's layout; called once for each thing found."""
+        keys = [key(choice) for choice in self.choices]
+        distinct = list(dict.fromkeys(keys))
+        if len(distinct) == 1:
+            return seconds(distinct[0])
+        rows = np.stack([np.broadcast_to(seconds(each), self.which.shape) for each in distinct])
+        at = np.array([distinct.index(each) for each in keys])[self.which]
+        return rows[at, np.arange(len(at))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +102,17 @@ class ChunkTimes:
         if kind == "W":
             return self.backward_weight[b_stage]
         return self.backward_input[b_stage] + (self.backward_weight[b_stage] if kind == "BW" else 0.0)
+
+
+def layout(scenario: Scenario, timed: TimedStep, n_points: int) -> Stages | Layouts:
+    """The layers of all points on stages."""
+    found = list(layouts(scenario, timed, n_points))
+    if len(found) == 1:
+        return found[0][1]
+    which = np.empty(n_points, dtype=np.intp)
+    for i, (index, _) in enumerate(found):
+        which[index] = i
+    return Layouts(choices=tuple(stages for _, stages in found), which=which)
 
 
 def layouts(scenario: Scenario, timed: TimedStep, n_points: int) -> Iterator[tuple[NDArray[np.intp], Stages]]:
@@ -108,22 +165,17 @@ def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str,
     return Stages(chunks=tuple(tuple(p for unit in run for p in unit) for run in runs), ranks=ranks)
 
 
-def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTimes:
+def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) -> ChunkTimes:
     """Times of every chunk alone, and of overlapped pairs, on the HBM bandwidth that communication leaves.
 
     The SMs of communication are set aside for the whole step: kernels are built for a fixed number of them."""
     plan, table = scenario.plan, timed.table()
     alone = {part: layer_times(table, part) for part in timed.step.layers}
-    overlapped = plan.overlap == "forward_backward"
-    beside = alone
-    if timed.beside is not None:
-        table = timed.beside.table()
-        beside = {part: layer_times(table, part) for part in timed.step.layers}
 
     def of_chunks(phase: str) -> list[Num]:
         # Most stages hold the same layers.
-        seconds = {chunk: alone_s(chunk, alone, phase) for chunk in dict.fromkeys(stages.chunks)}
-        return [seconds[chunk] for chunk in stages.chunks]
+        seconds = cache(lambda chunk: alone_s(chunk, alone, phase))
+        return [stages.pick(lambda each, i=i: each.chunks[i], seconds) for i in range(stages.n_stages)]
 
     times = ChunkTimes(
         forward=of_chunks("forward_s"), backward_input=of_chunks("backward_input_s"),
@@ -131,14 +183,27 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTi
         forward_messages=of_chunks("forward_messages_s"), backward_messages=of_chunks("backward_messages_s"),
     )  # fmt: skip
     if plan.schedule == "dualpipe":
-        found: dict[tuple[Chunk, Chunk], tuple[Num, Num]] = {}
-        for rank in stages.ranks:
-            for f, b in ((rank[0], rank[-1]), (rank[-1], rank[0])):
-                pair = stages.chunks[f], stages.chunks[b]
-                if pair not in found:
-                    found[pair] = _pair(stages, beside, times, f, b, overlapped)
-                times.pair[f, b], times.pair_exposed[f, b] = found[pair]
+        pairs = [p for rank in stages.ranks for p in ((rank[0], rank[-1]), (rank[-1], rank[0]))]
+        _add_pairs(times, pairs, timed, stages)
     return times
+
+
+def _add_pairs(
+    times: ChunkTimes, pairs: Sequence[tuple[int, int]], timed: TimedStep, stages: Stages | Layouts
+) -> None:
+    """Add to ``times`` the forward chunks of stages beside backward chunks of others, overlapped or in turn."""
+    if timed.beside is None:
+        for f, b in pairs:
+            times.pair[f, b] = times.forward[f] + times.backward_input[b] + times.backward_weight[b]
+            times.pair_exposed[f, b] = 0.0
+        return
+    table = timed.beside.table()
+    beside = {part: layer_times(table, part) for part in timed.step.layers}
+    whole = cache(lambda chunks: pair_s(*chunks, beside))
+    exposed = cache(lambda chunks: pair_exposed_s(*chunks, beside))
+    for f, b in pairs:
+        times.pair[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), whole)
+        times.pair_exposed[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), exposed)
 
 
 def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:
@@ -148,12 +213,3 @@ def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:
     taken = communication_share(timed, scenario.cluster.device)
     beside = time_ops(timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken)
     return replace(timed, beside=beside)
-
-
-def _pair(
-    stages: Stages, beside: Mapping[str, LayerTimes], times: ChunkTimes, f: int, b: int, overlapped: bool
-) -> tuple[Num, Num]:
-    if not overlapped:
-        return times.forward[f] + times.backward_input[b] + times.backward_weight[b], 0.0
-    forward, backward = stages.chunks[f], stages.chunks[b]
-    return pair_s(forward, backward, beside), pair_exposed_s(forward, backward, beside)
