@@ -194,7 +194,7 @@ class Plan:
     recompute: tuple[str, ...] = ()
     overlap: str = "none"
     n_comm_sms: Num = 0.0
-    zero_stage: float = 1.0
+    zero_stage: Num = 1.0
     formats: str = "bf16"
     redundant_experts: Num = 0.0
     layers_per_stage: tuple[float, ...] = ()
@@ -258,6 +258,7 @@ class Scenario:
     """A validated question: records with arrays where an axis sweeps them. ``model`` is a record of the workloads.
 
     ``solve`` says, by dotted path, of which size a field follows: ``{size: target or "base", "multiple_of": number}``.
+    ``search`` restricts a search over plans: the values that a field of ``plan`` may take, by its name.
     """
 
     name: str
@@ -269,6 +270,7 @@ class Scenario:
     objectives: Mapping[str, str] = field(default_factory=dict)
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     solve: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    search: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     engine: str = "analytic"
     seed: int = 0
 

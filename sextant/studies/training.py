@@ -25,34 +25,39 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
 
     Points whose schedule does not exist are not evaluated: their metrics are 0, and their limits say why.
     """
-    impossible = _schedule_limits(scenario)
+    impossible = schedule_limits(scenario)
     bad = np.broadcast_to(np.any(np.broadcast_arrays(*impossible.values()), axis=0), (n_points,))
     if bad.all():
         return result(n_points, {"step_time_s": 0.0}, {**plan_limits(scenario), **impossible})
     if bad.any():
         index = [np.flatnonzero(~bad), np.flatnonzero(bad)]
         return join([evaluate_training(paths.take(scenario, i), len(i)) for i in index], index)
-    timed = _timed(scenario)
-    return _evaluate(scenario, timed, layout(scenario, timed, n_points), n_points)
+    return evaluate_timed(scenario, timed_step(scenario), n_points)
 
 
 def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
     """What every rank of the pipeline does and when, of a training scenario of one point, by the event engine."""
-    plan, load, timed = scenario.plan, scenario.load, _timed(scenario)
+    plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     stages = layout(scenario, timed, 1)
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     return _run(plan, chunks, _pick(micro_batches, 0), _pick(_send_s(scenario), 0), 0)
 
 
-def _timed(scenario: Scenario) -> TimedStep:
+def timed_step(scenario: Scenario) -> TimedStep:
+    """Every operator of a micro-batch with its time. It depends on the schedule only by what the plan overlaps."""
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
     return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
 
 
-def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts, n_points: int) -> Result:
+def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detail: bool = True) -> Result:
+    """``evaluate_training`` of points whose schedule exists and whose operators are timed already.
+
+    ``detail`` adds the operators of the first point and the shares of provenance.
+    """
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
+    stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
@@ -75,8 +80,8 @@ def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts, n_
     }  # fmt: skip
     average = {part: n / plan.pipeline for part, n in layers.items()}
     return result(
-        n_points, columns, reasons, provenance=provenance_shares(timed, layers),
-        breakdown=breakdown(timed, average, micro_batches, step_s), warnings=_warnings(scenario),
+        n_points, columns, reasons, provenance=provenance_shares(timed, layers) if detail else {},
+        breakdown=breakdown(timed, average, micro_batches, step_s) if detail else {}, warnings=_warnings(scenario),
     )  # fmt: skip
 
 
@@ -251,7 +256,7 @@ def _warnings(scenario: Scenario) -> list[str]:
     return notes
 
 
-def _schedule_limits(scenario: Scenario) -> dict[str, Flag]:
+def schedule_limits(scenario: Scenario) -> dict[str, Flag]:
     """Where a schedule does not exist, by the reason."""
     plan = scenario.plan
     micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)
