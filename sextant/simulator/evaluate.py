@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
 from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
-from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
+from sextant.simulator.spread import Varying
+from sextant.simulator.types import Cluster, Correction, Device, Estimate, Num, Op, Step
 
+#: Kinds whose time goes with the clock: tensor cores do most of it.
+_CLOCKED = ("attention", "conv2d", "gemm", "grouped_gemm")
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
 _MOST_TAKEN = 0.5
+#: To look for equal points among fewer takes longer than to time them all.
+_FEW_POINTS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +36,14 @@ class TimedOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedStep:
-    """Every operator of a step with its time on one cluster."""
+    """Every operator of a step with its time on one cluster.
+
+    ``beside`` are the same operators while another micro-batch's messages take their share of the memory bandwidth.
+    """
 
     step: Step
     ops: tuple[TimedOp, ...]
+    beside: TimedStep | None = None
 
     def seconds(self, *, end: str = "seconds", where: Callable[[Op], bool] | None = None) -> Num:
         """Sum of one occurrence of each operator that ``where`` accepts; ``end`` is seconds, low or high."""
@@ -42,12 +53,52 @@ class TimedStep:
                 total = total + timed.op.count * getattr(timed.time, end)
         return total
 
+    def take(self, index: Any) -> TimedStep:
+        """The times of the points at ``index``. Shapes, FLOPs and bytes stay those of all points: they have been used.
+
+        An array that many operators share is picked from once.
+        """
+        picked: dict[int, Num] = {}
+
+        def pick(value: Num) -> Num:
+            if np.ndim(value) == 0:
+                return value
+            if id(value) not in picked:
+                picked[id(value)] = np.asarray(value)[index]
+            return picked[id(value)]
+
+        estimates: dict[int, Estimate] = {}
+        ops = []
+        for item in self.ops:
+            time = estimates.get(id(item.time))
+            if time is None:
+                limits = {name: pick(value) for name, value in item.time.limits.items()}
+                ends = {end: pick(getattr(item.time, end)) for end in ("seconds", "low", "high")}
+                time = estimates[id(item.time)] = Estimate(limits=limits, provenance=item.time.provenance, **ends)
+            op = item.op if np.ndim(item.op.count) == 0 else replace(item.op, count=pick(item.op.count))
+            ops.append(TimedOp(op=op, time=time))
+        beside = None if self.beside is None else self.beside.take(index)
+        return TimedStep(step=self.step, ops=tuple(ops), beside=beside)
+
     def table(self, end: str = "seconds") -> dict[tuple[str, str, str, str], Num]:
         """Seconds of one occurrence of each part, keyed by (part, block, phase, stream)."""
         sums: dict[tuple[str, str, str, str], Num] = {}
         for timed in self.ops:
             key = (timed.op.part, timed.op.block, timed.op.phase, timed.op.stream)
             sums[key] = sums.get(key, 0.0) + timed.op.count * getattr(timed.time, end)
+        return sums
+
+    def varying(self) -> dict[tuple[str, str], Varying]:
+        """What differs from device to device in one occurrence of each part, keyed by (part, phase)."""
+        sums: dict[tuple[str, str], Varying] = {}
+        for timed in self.ops:
+            if is_compute(timed.op):
+                one = Varying(
+                    clock_s=timed.seconds if timed.op.kind in _CLOCKED else 0.0,
+                    experts_s=timed.seconds if timed.op.follows == "experts" else 0.0,
+                )
+                key = (timed.op.part, timed.op.phase)
+                sums[key] = sums.get(key, Varying()) + one
         return sums
 
 
@@ -59,6 +110,8 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
     beside compute, where there is a share.
     """
     device = cluster.device
+    fixed = not (np.ndim(n_comm_sms) or np.ndim(hbm_share) or _swept(cluster))
+    timing = _once_per_row if fixed else estimate
     if np.any(np.asarray(n_comm_sms) > 0):
         device = with_sms(device, device.n_sms - n_comm_sms)
     beside = np.asarray(hbm_share) > 0
@@ -66,12 +119,13 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
         device = beside_messages(device, hbm_share)
     reduced = replace(cluster, device=device)
     seen: dict[object, Estimate] = {}
+    digests: dict[int, bytes] = {}
     timed = []
     for op in step.ops:
         where = cluster if op.stream == "communication" else reduced
-        key = _signature(op)
+        key = _signature(op, digests)
         if key not in seen:
-            seen[key] = estimate(op, where)
+            seen[key] = timing(op, where)
             if np.any(beside) and op.kind == "expert_exchange":
                 seen[key] = _slower(seen[key], np.where(beside, COPY_SLOWDOWN, 1.0))
         timed.append(TimedOp(op=op, time=seen[key]))
@@ -135,7 +189,53 @@ def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, 
     return {name: value / total for name, value in sorted(sums.items())}
 
 
-def _signature(op: Op) -> object:
-    """Equal for operators of equal kind and shape; an array counts as itself, by identity."""
-    shape = tuple((k, v if np.ndim(v) == 0 else id(v)) for k, v in sorted(op.shape.items()))
+def _swept(record: Any) -> bool:
+    """Whether a record holds an array of points; the tables of a ``Correction`` are none."""
+    if isinstance(record, np.ndarray):
+        return record.ndim > 0
+    if isinstance(record, Mapping):
+        return any(_swept(value) for value in record.values())
+    if is_dataclass(record) and not isinstance(record, Correction):
+        return any(_swept(getattr(record, each.name)) for each in fields(record))
+    return False
+
+
+def _once_per_row(op: Op, cluster: Cluster) -> Estimate:
+    """``estimate`` that computes points of equal shape once; ``cluster`` has no arrays."""
+    names = [name for name, value in op.shape.items() if np.ndim(value) > 0]
+    columns = np.broadcast_arrays(*(np.asarray(op.shape[name]) for name in names)) if names else []
+    if not names or columns[0].size < _FEW_POINTS:
+        return estimate(op, cluster)
+    codes = np.zeros(columns[0].size, dtype=np.int64)
+    for column in columns:
+        values, code = np.unique(column.ravel(), return_inverse=True)
+        # Numbered anew after every column, so that the product never overflows.
+        codes = np.unique(codes * len(values) + code, return_inverse=True)[1]
+    first = np.unique(codes, return_index=True)[1]
+    if 2 * len(first) > len(codes):
+        return estimate(op, cluster)
+    rows = {name: column.ravel()[first] for name, column in zip(names, columns, strict=True)}
+    found = estimate(replace(op, shape={**op.shape, **rows}), cluster)
+
+    def spread(value: Num) -> Num:
+        return value if np.ndim(value) == 0 else np.asarray(value)[codes].reshape(columns[0].shape)
+
+    return Estimate(
+        seconds=spread(found.seconds), low=spread(found.low), high=spread(found.high),
+        limits={name: spread(value) for name, value in found.limits.items()}, provenance=found.provenance,
+    )  # fmt: skip
+
+
+def _signature(op: Op, digests: dict[int, bytes]) -> object:
+    """Equal for operators of equal kind and shape; an array counts by its values. ``digests`` remembers those of the
+    arrays seen, by identity: it must not outlive them."""
+    shape = tuple((k, v if np.ndim(v) == 0 else _digest(v, digests)) for k, v in sorted(op.shape.items()))
     return op.kind, op.format, op.variant, op.stream == "communication", shape
+
+
+def _digest(array: Any, digests: dict[int, bytes]) -> bytes:
+    """128 bits that tell the values of one array from those of another."""
+    found = digests.get(id(array))
+    if found is None:
+        found = digests[id(array)] = blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+    return found

@@ -21,15 +21,29 @@ def balance(costs: tuple[float, ...], n_stages: int, ranks: tuple[tuple[int, ...
     total = (0.0, *accumulate(costs))
     bounds = _even(total, n, n_stages)
     best = _score(bounds, total, ranks)
+    # DualPipe has every stage on two ranks, which hold the same: either tells.
+    holders = {stage: rank for rank in ranks for stage in rank}
     improved = True
     while improved:
         improved = False
         for first in range(1, n_stages):
             for last in range(first, n_stages):
                 for move in (-1, 1):
-                    trial = tuple(b + move if first <= i <= last else b for i, b in enumerate(bounds))
-                    if any(b <= a for a, b in pairwise(trial)):
+                    # The stage that grows, and the one that shrinks.
+                    more, less = (first - 1, last) if move > 0 else (last, first - 1)
+                    if bounds[less + 1] - bounds[less] == 1:
                         continue
+                    # Most trials overload the rank whose stage grows, which is seen without the others.
+                    grown = 0.0
+                    for s in holders[more]:
+                        a, b = bounds[s], bounds[s + 1]
+                        grown += (
+                            total[b + move if first <= s + 1 <= last else b]
+                            - total[a + move if first <= s <= last else a]
+                        )
+                    if round(grown, 9) > best[0]:
+                        continue
+                    trial = (*bounds[:first], *(b + move for b in bounds[first : last + 1]), *bounds[last + 1 :])
                     score = _score(trial, total, ranks)
                     if score < best:
                         bounds, best, improved = trial, score, True

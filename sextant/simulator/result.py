@@ -30,6 +30,7 @@ def result(
         values[~np.isfinite(values)] = 0.0
     if bad.any():
         broken = {**broken, "numeric: this point has no finite answer": bad}
+    broken = {text: hit for text, hit in broken.items() if hit.any()}
     feasible = ~np.any(list(broken.values()), axis=0) if broken else np.ones(n_points, dtype=bool)
     limits: list[tuple[str, ...]] = [()] * n_points
     for i in np.flatnonzero(~feasible):

@@ -1,13 +1,15 @@
-"""GPUs of one kind are not equally fast: what a group that waits for its slowest member loses.
+"""Devices of one kind are not equally fast, nor equally loaded: what a group that waits for its slowest member loses.
 
-At its power limit every chip runs at a clock of its own. ``Device.clock_spread`` is the relative standard deviation of
-that clock over the chips of a cluster. Devices that exchange tokens in every layer, or sum gradients at the end of
-every step, go at the pace of the slowest of them.
+At its power limit every chip runs at a clock of its own: ``Device.clock_spread`` is the relative standard deviation of
+that clock over the chips of a cluster. Routing gives a device's experts more tokens in one layer and fewer in another:
+``Load.routing_spread``. Devices that exchange tokens in every layer, or sum gradients at the end of every step, go at
+the pace of the slowest of them; what the others wait shows in a trace as communication.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri
@@ -33,3 +35,38 @@ def paced(device: Device, n_devices: Num) -> Device:
         return device
     slower = 1.0 + device.clock_spread * slowest(n_devices)
     return replace(device, clock_under_load=device.clock_under_load / slower)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Varying:
+    """Seconds of a layer's compute that differ from device to device: those that go with the clock, and those that go
+    with the tokens its experts receive."""
+
+    clock_s: Num = 0.0
+    experts_s: Num = 0.0
+
+    def __add__(self, other: Varying) -> Varying:
+        return Varying(clock_s=self.clock_s + other.clock_s, experts_s=self.experts_s + other.experts_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How unequal the ``n_devices`` are that wait for one another."""
+
+    n_devices: Num
+    clock_spread: Num
+    routing_spread: Num
+
+    def waits_s(self, layers: Iterable[Varying]) -> Num:
+        """Seconds by which the slowest device is expected to take longer than the mean one over ``layers``.
+
+        A chip's clock is the same in all of them, so its deviations add; the tokens of its experts are drawn anew in
+        each, so theirs add in squares. Exactly 0 where all devices are alike.
+        """
+        clock: Num = 0.0
+        experts: Num = 0.0
+        for layer in layers:
+            clock = clock + layer.clock_s
+            experts = experts + np.square(layer.experts_s)
+        variance = np.square(self.clock_spread * clock) + np.square(self.routing_spread) * experts
+        return slowest(self.n_devices) * np.sqrt(variance)

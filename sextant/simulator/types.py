@@ -141,6 +141,7 @@ class Op:
     may distinguish (``forward`` or ``backward``, ``all_reduce`` ...). ``shards`` says which shape dimensions each
     parallel degree divides (or multiplies, with a leading ``*``). ``flops``,
     ``traffic_bytes`` and ``message_bytes`` are for one execution.
+    ``follows`` is ``experts`` where the work is that of the tokens which a device's experts receive.
     ``part`` is the layer kind it belongs to, ``block`` the piece of that layer (``attention``, ``mlp`` ...), ``phase``
     one of forward, backward_input, backward_weight, optimizer.
     """
@@ -161,6 +162,7 @@ class Op:
     part: str = ""
     block: str = ""
     phase: str = "forward"
+    follows: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +198,7 @@ class Plan:
     recompute: tuple[str, ...] = ()
     overlap: str = "none"
     n_comm_sms: Num = 0.0
-    zero_stage: float = 1.0
+    zero_stage: Num = 1.0
     formats: str = "bf16"
     redundant_experts: Num = 0.0
     layers_per_stage: tuple[float, ...] = ()
@@ -214,6 +216,8 @@ class Load:
     questions per data-parallel rank, each with ``n_images`` images of ``image_height`` x ``image_width`` pixels and
     ``context_tokens`` of text) or ``image_generation`` (``batch`` = images per data-parallel rank, ``context_tokens`` =
     length of a prompt; ``guidance`` = with classifier-free guidance; ``n_steps`` = sampling steps, 0 = as published).
+    ``routing_spread`` is the relative standard deviation, over devices, of the tokens that a device's experts receive
+    in one layer of a training micro-batch.
     A model with an image encoder trains on ``n_images`` per sequence, whose tokens ``context_tokens`` includes.
     """
 
@@ -221,6 +225,7 @@ class Load:
     batch: Num
     context_tokens: Num
     routing: str = "balanced"
+    routing_spread: Num = 0.0
     n_images: Num = 1.0
     image_height: Num = 384.0
     image_width: Num = 384.0
@@ -260,6 +265,7 @@ class Scenario:
     """A validated question: records with arrays where an axis sweeps them. ``model`` is a record of the workloads.
 
     ``solve`` says, by dotted path, of which size a field follows: ``{size: target or "base", "multiple_of": number}``.
+    ``search`` restricts a search over plans: the values that a field of ``plan`` may take, by its name.
     """
 
     name: str
@@ -271,6 +277,7 @@ class Scenario:
     objectives: Mapping[str, str] = field(default_factory=dict)
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     solve: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    search: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     engine: str = "analytic"
     seed: int = 0
 

@@ -101,6 +101,11 @@ def _evaluated(scenario: Scenario, n_points: int) -> Result:
     return evaluate_serving(scenario, n_points)
 
 
+def nothing(n_points: int) -> Result:
+    """The result of points that cannot be evaluated: no metrics, whatever their reasons are."""
+    return result(n_points, {"step_time_s": 0.0}, {})
+
+
 def answer(asked: Question, progress: Callable[[int], None] = lambda n: None) -> Result:
     """The result of every point of the question's design table, in its order; ``progress`` gets points done so far."""
     results: list[Result] = []

@@ -125,6 +125,7 @@ class _Outer(BaseModel):
     load: dict[str, Any] = {}
     axes: dict[str, Any] = {}
     solve: dict[str, Any] = {}
+    search: dict[str, Any] = {}
     constraints: dict[str, Annotated[dict[Literal["min", "max"], Any], Field(min_length=1)]] = {}
     objectives: dict[str, Literal["min", "max"]] = {}
     engine: Literal["analytic", "event"] = "analytic"
@@ -256,7 +257,9 @@ def _settings(sets: Sequence[str], problems: list[Problem]) -> list[Layer]:
             except InputError as error:
                 problems += [Problem(path=label, key=path.strip(), message=p.message) for p in error.problems]
                 continue
-            for key in reversed(rest.split(".") if top not in (*BLOCKS, "axes", "solve") else [rest]) if rest else ():
+            for key in (
+                reversed(rest.split(".") if top not in (*BLOCKS, "axes", "solve", "search") else [rest]) if rest else ()
+            ):
                 raw = {key: raw}
             layers.append(Layer(label=label, data={top: raw}))
     return layers
@@ -286,7 +289,7 @@ def _flatten(layer: Layer, problems: list[Problem]) -> dict[str, Entry]:
     for top, raw in layer.data.items():
         if top in (*BLOCKS, "constraints", "objectives") and isinstance(raw, dict):
             walk(top, raw, (top,))
-        elif top in ("axes", "solve") and isinstance(raw, dict):
+        elif top in ("axes", "solve", "search") and isinstance(raw, dict):
             for key, value in raw.items():
                 add(f"{top}.{_without_base(key)}", value, (top, key))
         elif (top in BASED and isinstance(raw, str)) or top in _PLAIN:

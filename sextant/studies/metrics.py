@@ -89,6 +89,11 @@ def names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*METRICS, *extra)))
 
 
+def more_is_better(name: str) -> bool:
+    """Whether a larger value of a metric is the better one: rates, shares of the time or of the peak, what is free."""
+    return name.startswith(("tokens_per", "images_per", "mfu", "goodput")) or name.endswith("_free_bytes")
+
+
 def headline(names: Iterable[str]) -> list[str]:
     """Those of ``names`` that the short table shows, in its order."""
     have = set(names)

@@ -14,7 +14,7 @@ from sextant.simulator import paths, units
 from sextant.simulator.errors import InputError, Problem, nearest
 from sextant.simulator.types import Load, Plan, Scenario
 from sextant.studies import axes as sweep
-from sextant.studies import solve
+from sextant.studies import search_space, solve
 from sextant.studies.equations import equations
 from sextant.studies.fields import Field, convert, find, quantity, shown
 from sextant.studies.layers import BASED, BLOCKS, Catalogue, Entry, Layer, collect
@@ -87,9 +87,10 @@ def load(
     header = _header(entries, own, catalogue, problems)
     records = _records(entries, axes, catalogue, problems)
     solving = equations(entries, records, catalogue, problems)
+    searched = search_space.given(entries, catalogue, problems)
     if problems:
         raise InputError(*_in_order(problems))
-    scenario = Scenario(axes=axes, solve=solving, **header, **records)
+    scenario = Scenario(axes=axes, solve=solving, search=searched, **header, **records)
     question = Question(scenario=scenario, entries=entries, catalogue=catalogue)
     scenario = solve.first(question) if solving else scenario
     problems = [p for check in checks for p in _checked(check, scenario, entries, own)]

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator import schedule
-from sextant.simulator.chunk import LayerTimes, alone_s, layer_times, pair_exposed_s, pair_s
+from sextant.simulator.chunk import alone_s, layer_times, pair_exposed_s, pair_s
 from sextant.simulator.evaluate import TimedStep, communication_share, time_ops
 from sextant.simulator.partition import balance
-from sextant.simulator.spread import paced
-from sextant.simulator.types import Cluster, Num, Scenario
+from sextant.simulator.spread import Pace, Varying
+from sextant.simulator.types import Num, Scenario
 from sextant.workloads import parameters
 
 #: Layers are balanced over stages by their time in steps of this share of the longest layer.
 _COST_STEP = 0.05
 
 Chunk = tuple[str, ...]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +33,53 @@ class Stages:
     chunks: tuple[Chunk, ...]
     ranks: tuple[tuple[int, ...], ...]
 
-    def layers(self, rank: int) -> dict[str, float]:
+    @property
+    def n_stages(self) -> int:
+        """Stages of the pipeline."""
+        return len(self.chunks)
+
+    def layers(self, rank: int) -> dict[str, Num]:
         """How many layers of each part the rank holds."""
         parts = [part for stage in self.ranks[rank] for part in self.chunks[stage]]
         return {part: float(parts.count(part)) for part in dict.fromkeys(parts)}
+
+    def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
+        """``seconds`` of what ``key`` finds in the layout, such as the chunk of a stage."""
+        return seconds(key(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layouts:
+    """Several ways to lay the layers on the same ranks; point i is laid as ``choices[which[i]]``."""
+
+    choices: tuple[Stages, ...]
+    which: NDArray[np.intp]
+
+    @property
+    def ranks(self) -> tuple[tuple[int, ...], ...]:
+        """Which stages each rank holds, the same for all points."""
+        return self.choices[0].ranks
+
+    @property
+    def n_stages(self) -> int:
+        """Stages, the same for all points."""
+        return self.choices[0].n_stages
+
+    def layers(self, rank: int) -> dict[str, Num]:
+        """How many layers of each part the rank holds, per point where that differs; 0 where a point has none."""
+        held = [choice.layers(rank) for choice in self.choices]
+        numbers = {part: [each.get(part, 0.0) for each in held] for each in held for part in each}
+        return {part: n[0] if len(set(n)) == 1 else np.array(n)[self.which] for part, n in numbers.items()}
+
+    def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
+        """``seconds`` of what ``key`` finds in each point's layout; called once for each thing found."""
+        keys = [key(choice) for choice in self.choices]
+        distinct = list(dict.fromkeys(keys))
+        if len(distinct) == 1:
+            return seconds(distinct[0])
+        rows = np.stack([np.broadcast_to(seconds(each), self.which.shape) for each in distinct])
+        at = np.array([distinct.index(each) for each in keys])[self.which]
+        return rows[at, np.arange(len(at))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +103,17 @@ class ChunkTimes:
         if kind == "W":
             return self.backward_weight[b_stage]
         return self.backward_input[b_stage] + (self.backward_weight[b_stage] if kind == "BW" else 0.0)
+
+
+def layout(scenario: Scenario, timed: TimedStep, n_points: int) -> Stages | Layouts:
+    """The layers of all points on stages."""
+    found = list(layouts(scenario, timed, n_points))
+    if len(found) == 1:
+        return found[0][1]
+    which = np.empty(n_points, dtype=np.intp)
+    for i, (index, _) in enumerate(found):
+        which[index] = i
+    return Layouts(choices=tuple(stages for _, stages in found), which=which)
 
 
 def layouts(scenario: Scenario, timed: TimedStep, n_points: int) -> Iterator[tuple[NDArray[np.intp], Stages]]:
@@ -109,45 +166,90 @@ def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str,
     return Stages(chunks=tuple(tuple(p for unit in run for p in unit) for run in runs), ranks=ranks)
 
 
-def paced_cluster(scenario: Scenario) -> Cluster:
-    """The cluster at the pace of the slowest device that holds a stage: all of them wait for one another, in every
-    layer that exchanges tokens or at the end of the step."""
-    plan, cluster = scenario.plan, scenario.cluster
-    return replace(cluster, device=paced(cluster.device, plan.tensor * plan.context * plan.data))
-
-
-def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTimes:
+def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) -> ChunkTimes:
     """Times of every chunk alone, and of overlapped pairs, on the HBM bandwidth that communication leaves.
 
-    The SMs of communication are set aside for the whole step: kernels are built for a fixed number of them."""
-    plan = scenario.plan
-    alone = {part: layer_times(timed.table(), part) for part in timed.step.layers}
-    overlapped = plan.overlap == "forward_backward"
-    beside = alone
-    if overlapped:
-        cluster = paced_cluster(scenario)
-        taken = communication_share(timed, cluster.device)
-        table = time_ops(timed.step, cluster, n_comm_sms=plan.n_comm_sms, hbm_share=taken).table()
-        beside = {part: layer_times(table, part) for part in timed.step.layers}
+    The SMs of communication are set aside for the whole step: kernels are built for a fixed number of them. All chunks
+    take as long as on the slowest of the devices that hold the stage, for these wait for one another."""
+    plan, table = scenario.plan, timed.table()
+    alone = {part: layer_times(table, part) for part in timed.step.layers}
+    pace = _pace(scenario)
+    waits = _Waits(pace=pace, varying=timed.varying())
+
+    def of_chunks(phase: str) -> list[Num]:
+        # Most stages hold the same layers.
+        seconds = cache(lambda chunk: alone_s(chunk, alone, phase + "_s") + waits.alone_s(chunk, phase))
+        return [stages.pick(lambda each, i=i: each.chunks[i], seconds) for i in range(stages.n_stages)]
+
+    def messages(phase: str) -> list[Num]:
+        seconds = cache(lambda chunk: alone_s(chunk, alone, phase))
+        return [stages.pick(lambda each, i=i: each.chunks[i], seconds) for i in range(stages.n_stages)]
+
     times = ChunkTimes(
-        forward=[alone_s(c, alone, "forward_s") for c in stages.chunks],
-        backward_input=[alone_s(c, alone, "backward_input_s") for c in stages.chunks],
-        backward_weight=[alone_s(c, alone, "backward_weight_s") for c in stages.chunks],
-        pair={}, pair_exposed={},
-        forward_messages=[alone_s(c, alone, "forward_messages_s") for c in stages.chunks],
-        backward_messages=[alone_s(c, alone, "backward_messages_s") for c in stages.chunks],
+        forward=of_chunks("forward"), backward_input=of_chunks("backward_input"),
+        backward_weight=of_chunks("backward_weight"), pair={}, pair_exposed={},
+        forward_messages=messages("forward_messages_s"), backward_messages=messages("backward_messages_s"),
     )  # fmt: skip
     if plan.schedule == "dualpipe":
-        for rank in stages.ranks:
-            for f, b in ((rank[0], rank[-1]), (rank[-1], rank[0])):
-                times.pair[f, b], times.pair_exposed[f, b] = _pair(stages, beside, times, f, b, overlapped)
+        pairs = [p for rank in stages.ranks for p in ((rank[0], rank[-1]), (rank[-1], rank[0]))]
+        _add_pairs(times, pairs, timed, stages, pace)
     return times
 
 
-def _pair(
-    stages: Stages, beside: Mapping[str, LayerTimes], times: ChunkTimes, f: int, b: int, overlapped: bool
-) -> tuple[Num, Num]:
-    if not overlapped:
-        return times.forward[f] + times.backward_input[b] + times.backward_weight[b], 0.0
-    forward, backward = stages.chunks[f], stages.chunks[b]
-    return pair_s(forward, backward, beside), pair_exposed_s(forward, backward, beside)
+def _pace(scenario: Scenario) -> Pace:
+    """All devices that hold a stage wait for one another: in each layer that exchanges tokens, else at the end."""
+    plan = scenario.plan
+    return Pace(
+        n_devices=plan.tensor * plan.context * plan.data, clock_spread=scenario.cluster.device.clock_spread,
+        routing_spread=scenario.load.routing_spread,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Waits:
+    """What chunks wait for the slowest device that holds them."""
+
+    pace: Pace
+    varying: Mapping[tuple[str, str], Varying]
+
+    def alone_s(self, chunk: Chunk, phase: str) -> Num:
+        return self.pace.waits_s(self._of(part, phase) for part in chunk)
+
+    def pair_s(self, forward: Chunk, backward: Chunk) -> Num:
+        layers = [self._of(part, "forward") for part in forward]
+        # Both gradients of a layer are of the same tokens.
+        layers += [self._of(part, "backward_input") + self._of(part, "backward_weight") for part in backward]
+        return self.pace.waits_s(layers)
+
+    def _of(self, part: str, phase: str) -> Varying:
+        return self.varying.get((part, phase), Varying())
+
+
+def _add_pairs(
+    times: ChunkTimes, pairs: Sequence[tuple[int, int]], timed: TimedStep, stages: Stages | Layouts, pace: Pace
+) -> None:
+    """Add to ``times`` the forward chunks of stages beside backward chunks of others, overlapped or in turn.
+
+    What a pair waits for the slowest device is exposed: the mean device has nothing to compute then."""
+    if timed.beside is None:
+        for f, b in pairs:
+            times.pair[f, b] = times.forward[f] + times.backward_input[b] + times.backward_weight[b]
+            times.pair_exposed[f, b] = 0.0
+        return
+    table = timed.beside.table()
+    beside = {part: layer_times(table, part) for part in timed.step.layers}
+    waits = _Waits(pace=pace, varying=timed.beside.varying())
+    whole = cache(lambda chunks: pair_s(*chunks, beside) + waits.pair_s(*chunks))
+    exposed = cache(lambda chunks: pair_exposed_s(*chunks, beside) + waits.pair_s(*chunks))
+    for f, b in pairs:
+        times.pair[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), whole)
+        times.pair_exposed[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), exposed)
+
+
+def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:
+    """``timed`` with the times of its operators beside another micro-batch's messages, where the plan overlaps them."""
+    if scenario.plan.overlap != "forward_backward":
+        return timed
+    taken = communication_share(timed, scenario.cluster.device)
+    beside = time_ops(timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken)
+    return replace(timed, beside=beside)

@@ -14,7 +14,7 @@ from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
-from sextant.studies.stages import ChunkTimes, Stages, chunk_times, layouts, paced_cluster
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
@@ -23,49 +23,47 @@ from sextant.workloads.shard import shard
 def evaluate_training(scenario: Scenario, n_points: int) -> Result:
     """Metrics of one optimizer step, each of shape (n_points,). Numeric fields may be arrays, the pipeline may not.
 
-    Points whose layers are best laid out in different ways are evaluated apart; those whose schedule does not exist
-    are not evaluated: their metrics are 0, and their limits say why.
+    Points whose schedule does not exist are not evaluated: their metrics are 0, and their limits say why.
     """
-    impossible = _schedule_limits(scenario)
+    impossible = schedule_limits(scenario)
     bad = np.broadcast_to(np.any(np.broadcast_arrays(*impossible.values()), axis=0), (n_points,))
     if bad.all():
         return result(n_points, {"step_time_s": 0.0}, {**plan_limits(scenario), **impossible})
     if bad.any():
         index = [np.flatnonzero(~bad), np.flatnonzero(bad)]
         return join([evaluate_training(paths.take(scenario, i), len(i)) for i in index], index)
-    timed = _timed(scenario)
-    found = list(layouts(scenario, timed, n_points))
-    if len(found) == 1:
-        return _evaluate(scenario, timed, found[0][1], n_points)
-    parts = [(index, paths.take(scenario, index), stages) for index, stages in found]
-    results = [_evaluate(part, paths.take(timed, index), stages, len(index)) for index, part, stages in parts]
-    return join(results, [index for index, _, _ in parts])
+    return evaluate_timed(scenario, timed_step(scenario), n_points)
 
 
 def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
     """What every rank of the pipeline does and when, of a training scenario of one point, by the event engine."""
-    plan, load, timed = scenario.plan, scenario.load, _timed(scenario)
-    ((_, stages),) = layouts(scenario, timed, 1)
+    plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
+    stages = layout(scenario, timed, 1)
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     return _run(plan, chunks, _pick(micro_batches, 0), _pick(_send_s(scenario), 0), 0)
 
 
-def _timed(scenario: Scenario) -> TimedStep:
+def timed_step(scenario: Scenario) -> TimedStep:
+    """Every operator of a micro-batch with its time. It depends on the schedule only by what the plan overlaps."""
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
-    return time_ops(step, paced_cluster(scenario), n_comm_sms=scenario.plan.n_comm_sms)
+    return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
 
 
-def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: int) -> Result:
+def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detail: bool = True) -> Result:
+    """``evaluate_training`` of points whose schedule exists and whose operators are timed already.
+
+    ``detail`` adds the operators of the first point and the shares of provenance.
+    """
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
+    stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
-    optimizer = _optimizer(scenario, stages, node_size)
-    optimizer_s: Num = np.max(np.stack(np.broadcast_arrays(*(t.seconds() for t in optimizer))), axis=0)
+    optimizer_s = np.max(_optimizer(scenario, stages, node_size).seconds(), axis=0)
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
@@ -82,13 +80,13 @@ def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: in
     }  # fmt: skip
     average = {part: n / plan.pipeline for part, n in layers.items()}
     return result(
-        n_points, columns, reasons, provenance=provenance_shares(timed, layers),
-        breakdown=breakdown(timed, average, micro_batches, step_s), warnings=_warnings(scenario),
+        n_points, columns, reasons, provenance=provenance_shares(timed, layers) if detail else {},
+        breakdown=breakdown(timed, average, micro_batches, step_s) if detail else {}, warnings=_warnings(scenario),
     )  # fmt: skip
 
 
 def _pipeline(
-    scenario: Scenario, stages: Stages, chunks: ChunkTimes, micro_batches: Num, n_points: int
+    scenario: Scenario, stages: Stages | Layouts, chunks: ChunkTimes, micro_batches: Num, n_points: int
 ) -> dict[str, Num]:
     """Seconds of the pipeline and of its parts, as its ranks spend them on average; the event engine goes point by
     point."""
@@ -100,7 +98,9 @@ def _pipeline(
     return _formulas(plan, chunks, stages, micro_batches, send_s)
 
 
-def _formulas(plan: Plan, chunks: ChunkTimes, stages: Stages, micro_batches: Num, send_s: Num) -> dict[str, Num]:
+def _formulas(
+    plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, micro_batches: Num, send_s: Num
+) -> dict[str, Num]:
     """The busiest rank's work plus the schedule's bubble at the mean chunk times of all stages.
 
     Beside the event engine: 0.3% too fast on the published DualPipe step, 1.4% on the same plan with 1F1B, whose steady
@@ -199,12 +199,18 @@ def _pick(value: Num, point: int) -> float:
     return float(array if array.ndim == 0 else array[point])
 
 
-def _optimizer(scenario: Scenario, stages: Stages, node_size: Num) -> list[TimedStep]:
-    """The optimizer of every distinct rank."""
+def _optimizer(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -> TimedStep:
+    """The optimizer of every distinct rank: a row each, of one column or one per point."""
     plan, model = scenario.plan, scenario.model
-    layers = [stages.layers(rank) for rank in range(len(stages.ranks))]
-    unique = {tuple(sorted(each.items())): each for each in layers}
-    return [time_ops(optimizer_step(model, plan, each, node_size), scenario.cluster) for each in unique.values()]
+    held = [stages.layers(rank) for rank in range(len(stages.ranks))]
+    unique = {tuple((part, np.asarray(n).tobytes()) for part, n in sorted(each.items())): each for each in held}
+    columns = {
+        part: np.stack(
+            [np.atleast_1d(row) for row in np.broadcast_arrays(*(r.get(part, 0.0) for r in unique.values()))]
+        )
+        for part in dict.fromkeys(part for each in held for part in each)
+    }
+    return time_ops(optimizer_step(model, plan, columns, node_size), scenario.cluster)
 
 
 def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:
@@ -224,7 +230,7 @@ def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:
     }  # fmt: skip
 
 
-def memory_use(scenario: Scenario, stages: Stages) -> Capacity:
+def memory_use(scenario: Scenario, stages: Stages | Layouts) -> Capacity:
     """HBM of the fullest rank: state of its layers, and the activations of the micro-batches it has in flight."""
     model, plan, load = scenario.model, scenario.plan, scenario.load
     micro_batches = load.batch / (plan.data * plan.micro_batch)
@@ -241,8 +247,11 @@ def memory_use(scenario: Scenario, stages: Stages) -> Capacity:
         if "engram" in layers:
             parts["engram_tables"] = tables["hbm"]
         live = schedule.in_flight(plan.schedule, rank, int(plan.pipeline), micro_batches, int(plan.virtual_stages))
-        parts["activations"] = sum(
-            (live[i] * kept[part] for i, stage in enumerate(held) for part in stages.chunks[stage]), 0.0
+        parts["activations"] = stages.pick(
+            lambda each, held=held: tuple(each.chunks[stage] for stage in held),
+            lambda chunks, live=live: sum(
+                (n * kept[part] for n, c in zip(live, chunks, strict=True) for part in c), 0.0
+            ),
         )
         uses.append(parts)
     totals = np.stack(np.broadcast_arrays(*(sum(parts.values(), 0.0) for parts in uses)))
@@ -263,7 +272,7 @@ def _warnings(scenario: Scenario) -> list[str]:
     return notes
 
 
-def _schedule_limits(scenario: Scenario) -> dict[str, Flag]:
+def schedule_limits(scenario: Scenario) -> dict[str, Flag]:
     """Where a schedule does not exist, by the reason."""
     plan = scenario.plan
     micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)

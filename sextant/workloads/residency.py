@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sextant.simulator.kernels import BYTES
 from sextant.simulator.types import Load, Num, Plan
 from sextant.workloads.formats import Recipe, recipe
@@ -68,7 +70,7 @@ def state_bytes(model, plan: Plan) -> dict[str, dict[str, Num]]:
         for name, (element_bytes, from_stage) in per.items():
             total: Num = 0.0
             for group, n in sizes.items():
-                shared = copies[group] if plan.zero_stage >= from_stage else 1.0
+                shared = np.where(np.asarray(plan.zero_stage) >= from_stage, copies[group], 1.0)[()]
                 total = total + n * element_bytes / shared
             parts[part][name] = total
     return parts

@@ -11,7 +11,6 @@ from sextant.workloads.ops.linear import cast, linear, scales, weight_transpose
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.traffic import node_limit
 
-
 #: Small kernels over the scores of all experts besides the selection, forward and backward, in training code.
 _SCORE_KERNELS, _SCORE_KERNELS_BACKWARD = 25.0, 26.0
 
@@ -143,7 +142,7 @@ def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Nu
         ops.append(_pairs("expert_swiglu_weight_backward", place, 4.0 * pairs * width, 4.0 * pairs, "backward_input"))
         ops.append(_pairs("unpermute_backward", place, pairs * inp, pairs * inp, "backward_input", "permute"))
         ops.append(_pairs("permute_backward", place, 2.0 * pairs * hidden, 2.0 * received * hidden, "backward_input"))
-    return ops
+    return [replace(op, follows="experts") for op in ops]
 
 
 def _pairs(name: str, place: Place, read: Num, write: Num, phase: str = "forward", variant: str = "") -> Op:
@@ -165,9 +164,9 @@ def _grouped(
 ) -> list[Op]:
     """A linear layer per expert: (pairs/experts, k) to (pairs/experts, n), three phases, casts as in ``linear``.
 
-    An input that the backward pass has ``made`` again is BF16 when it is cast column-wise, not the saved FP8. A gradient
-    that ``arrives`` in FP8 is re-quantised for the weight gradient instead of cast. Weights are transposed in the
-    forward pass.
+    An input that the backward pass has ``made`` again is BF16 when it is cast column-wise, not the saved FP8. A
+    gradient that ``arrives`` in FP8 is re-quantised for the weight gradient instead of cast. Weights are transposed in
+    the forward pass.
     """
     split = {"expert": ("groups", "*tokens_per_group"), "tensor": ("tokens_per_group",)}
     fmt, per = recipe.linear, pairs / experts

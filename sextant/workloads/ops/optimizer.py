@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,7 +42,8 @@ def _tables(kind: Recipe, n: Num, plan: Plan) -> Op:
     state = kind.master_bytes + kind.moment_bytes
     place = Place(part="optimizer", block="engram")
     read, write = share * (state + kind.gradient_bytes), share * (state + kind.weight_bytes)
-    return moved("engram_adamw", place, read, write, "optimizer", (), "adam")
+    update = moved("engram_adamw", place, read, write, "optimizer", (), "adam")
+    return replace(update, count=np.where(np.asarray(n) > 0, update.count, 0.0)[()])
 
 
 def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Num) -> list[Op]:

@@ -1,0 +1,304 @@
+"""Every plan that a model can run with on a cluster, evaluated; the best of them, and why the others cannot be.
+
+Plans with the same schedule, pipeline, virtual stages, overlap and recomputation are one evaluation of arrays. The
+operators of a micro-batch are timed once for all schedules and pipelines, which only order them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.evaluate import TimedStep
+from sextant.simulator.types import Flag, Plan, Result, Scenario
+from sextant.studies import answer, catalogue, metrics, search_space, training
+from sextant.studies.limits import plan_limits, undefined
+from sextant.studies.pareto import front
+
+#: Swept as arrays; what a catalogue calls structural is evaluated value by value instead.
+_NUMBERS = ("zero_stage", "tensor", "context", "data", "expert", "micro_batch")
+_CHUNK = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Plans of one structure: ``numbers`` (n_points,) by field, and ``reasons`` why some cannot be, per point."""
+
+    plan: Plan
+    numbers: Mapping[str, NDArray[np.float64]]
+    reasons: Mapping[str, NDArray[np.bool_]]
+
+    @property
+    def n_points(self) -> int:
+        """How many plans there are."""
+        return len(self.numbers["tensor"])
+
+    @property
+    def possible(self) -> NDArray[np.intp]:
+        """The plans that can be evaluated."""
+        broken = [hit for hit in self.reasons.values() if hit.any()]
+        return np.flatnonzero(~np.any(broken, axis=0)) if broken else np.arange(self.n_points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """All plans of a search, (n_plans,) each: fields of the plan, metrics, and by reason where it rules a plan out.
+
+    A plan that cannot exist has no metrics: 0. ``warnings`` are about all plans.
+    """
+
+    scenario: Scenario
+    plans: Mapping[str, NDArray[Any]]
+    columns: Mapping[str, NDArray[np.float64]]
+    reasons: Mapping[str, NDArray[np.bool_]]
+    warnings: tuple[str, ...]
+    n_evaluated: int
+
+    @property
+    def n_plans(self) -> int:
+        """Plans looked at."""
+        return len(self.plans["tensor"])
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Which plans can run."""
+        return ~np.any(list(self.reasons.values()), axis=0) if self.reasons else np.ones(self.n_plans, dtype=bool)
+
+    def counts(self) -> dict[str, int]:
+        """How many plans each reason rules out, the most first; a plan may have several."""
+        numbers = {text: int(hit.sum()) for text, hit in self.reasons.items()}
+        return dict(sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
+
+    def best(self, by: str, n: int) -> list[int]:
+        """The ``n`` best feasible plans by a metric; of equally good ones only that with the least memory."""
+        at = np.flatnonzero(self.feasible)
+        values = sign(self.scenario, by) * self.columns[by][at]
+        ranked = at[np.lexsort((at, self.columns["hbm_bytes"][at], values))]
+        ordered = self.columns[by][ranked]
+        kept = np.ones(len(ranked), dtype=bool)
+        kept[1:] = ordered[1:] != ordered[:-1]
+        return ranked[kept][:n].tolist()
+
+    def front(self) -> list[int]:
+        """The feasible plans that no other one beats in step time and memory."""
+        at = np.flatnonzero(self.feasible)
+        return at[front(self.columns["step_time_s"][at], self.columns["hbm_bytes"][at])].tolist()
+
+    def closest(self) -> int | None:
+        """The plan that lacks the least memory, of those that lack nothing else; None if there is none."""
+        others = [hit for text, hit in self.reasons.items() if not text.startswith("hbm:")]
+        only = ~np.any(others, axis=0) if others else np.ones(self.n_plans, dtype=bool)
+        at = np.flatnonzero(only & ~self.feasible)
+        return int(at[np.argmax(self.columns["hbm_free_bytes"][at])]) if len(at) else None
+
+    def plan(self, i: int) -> dict[str, Any]:
+        """The fields that a search varies, of plan ``i``."""
+        return {name: _plain(values[i]) for name, values in self.plans.items()}
+
+
+def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
+    """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number.
+
+    Deterministic, in the order of the nested loops recompute, overlap, schedule, pipeline, virtual stages, ZeRO stage,
+    tensor, context, data, expert, micro-batch. InputError if the scenario sweeps or solves fields, or nothing is left.
+    """
+    if scenario.axes or scenario.solve:
+        raise InputError("a search varies the plan alone; remove axes and solve, or use `sextant run`")
+    space = search_space.values(scenario)
+    families = [_family(scenario, space, *key) for key in _families(scenario, space)]
+    if not any(groups for groups in families):
+        raise InputError("search: no plan uses this number of devices; widen the lists under search")
+    total = sum(map(len, families))
+    done: list[Group] = []
+    results: list[Result] = []
+    for groups in families:
+        for group, found in zip(groups, _evaluated(scenario, groups), strict=True):
+            done.append(group)
+            results.append(found)
+            progress(len(done), total)
+    return _collected(scenario, done, results)
+
+
+def metric(found: Found, by: str) -> str:
+    """``by`` if it is a metric of the answer; InputError offers the nearest."""
+    if by not in found.columns:
+        raise InputError(f"--by {by}: not a metric of this answer; {nearest(by, tuple(found.columns))}")
+    return by
+
+
+def sign(scenario: Scenario, by: str) -> float:
+    """1.0 if less of a metric is better, -1.0 if more is; the scenario's objective says so, or else the name."""
+    sense = scenario.objectives.get(by)
+    more = metrics.more_is_better(by) if sense is None else sense == "max"
+    return -1.0 if more else 1.0
+
+
+def _families(scenario: Scenario, space: Mapping[str, Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    """(recompute, overlap, n_comm_sms) in order, each with the schedules that are tried with it."""
+    tried = {name: search_space.overlaps(scenario, name) for name in space["schedule"]}
+    pairs = list(dict.fromkeys(pair for each in tried.values() for pair in each))
+    for recompute, pair in product(space["recompute"], pairs):
+        yield recompute, *pair, [name for name in space["schedule"] if pair in tried[name]]
+
+
+def _family(
+    scenario: Scenario, space: Mapping[str, Sequence[Any]], recompute: tuple[str, ...], overlap: str, sms: float,
+    schedules: Sequence[str],
+) -> list[Group]:  # fmt: skip
+    """The groups whose operators are the same, whatever their schedule."""
+    stages = "plan.zero_stage" in catalogue.STRUCTURAL
+    groups = []
+    for name, pipeline, virtual in product(schedules, space["pipeline"], space["virtual_stages"]):
+        if not _makes_sense(name, pipeline, virtual, space):
+            continue
+        for zero in [(z,) for z in space["zero_stage"]] if stages else [tuple(space["zero_stage"])]:
+            plan = replace(
+                scenario.plan, schedule=name, pipeline=pipeline, virtual_stages=virtual, recompute=recompute,
+                overlap=overlap, n_comm_sms=sms, layers_per_stage=(), zero_stage=zero[0],
+            )  # fmt: skip
+            numbers = _numbers(scenario, {**space, "zero_stage": zero}, pipeline)
+            if len(numbers["tensor"]):
+                reasons = _reasons(_with(scenario, plan, numbers), len(numbers["tensor"]))
+                groups.append(Group(plan=plan, numbers=numbers, reasons=reasons))
+    return groups
+
+
+def _makes_sense(name: str, pipeline: float, virtual: float, space: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether this is a plan of its own: without a pipeline every schedule is the same, and only interleaved has several
+    virtual stages, of which one is 1F1B."""
+    if pipeline == 1:
+        return virtual == space["virtual_stages"][0] and name == ("1f1b" if "1f1b" in space["schedule"] else name)
+    several = any(v > 1 for v in space["virtual_stages"])
+    return (virtual > 1) == (name == "interleaved") if several else True
+
+
+def _numbers(scenario: Scenario, space: Mapping[str, Sequence[Any]], pipeline: float) -> dict[str, NDArray[np.float64]]:
+    """Every combination of the numeric fields, (n_points,) each; without ``data`` it takes the devices left over."""
+    names = [name for name in _NUMBERS if space[name]]
+    grid = np.meshgrid(*(np.asarray(space[name], dtype=float) for name in names), indexing="ij")
+    numbers = dict(zip(names, (each.ravel() for each in grid), strict=True))
+    if "data" not in numbers:
+        data = scenario.cluster.n_devices / (numbers["tensor"] * numbers["context"] * pipeline)
+        whole = (data >= 1) & (data == np.floor(data))
+        numbers = {name: values[whole] for name, values in {**numbers, "data": data}.items()}
+    return {name: numbers[name] for name in _NUMBERS}
+
+
+def _with(scenario: Scenario, plan: Plan, numbers: Mapping[str, Any]) -> Scenario:
+    return replace(scenario, plan=replace(plan, **numbers))
+
+
+def _reasons(scenario: Scenario, n_points: int) -> dict[str, NDArray[np.bool_]]:
+    """Why plans cannot be evaluated, (n_points,) per reason."""
+    limits: dict[str, Flag] = {**plan_limits(scenario), **undefined(scenario)}
+    if scenario.load.phase == "training":
+        limits |= training.schedule_limits(scenario)
+    return {text: np.broadcast_to(np.asarray(hit, dtype=bool), (n_points,)) for text, hit in limits.items()}
+
+
+def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> Iterator[Result]:
+    """The results of the possible plans of each group."""
+    if scenario.load.phase != "training":
+        for group in groups:
+            yield answer.evaluate(_possible(scenario, group), len(group.possible))
+        return
+    rows = [_rows(group) for group in groups]
+    distinct, which = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+    which = which.ravel()
+    timed = _timed(scenario, groups[0].plan, distinct) if len(distinct) else None
+    ends = np.cumsum([len(each) for each in rows])
+    for group, end, own in zip(groups, ends, rows, strict=True):
+        part, n = _possible(scenario, group), len(own)
+        if timed is None or not n:
+            yield answer.nothing(n)
+            continue
+        yield training.evaluate_timed(part, timed.take(which[end - n : end]), n, detail=False)
+
+
+def _possible(scenario: Scenario, group: Group) -> Scenario:
+    return _with(scenario, group.plan, {name: values[group.possible] for name, values in group.numbers.items()})
+
+
+def _rows(group: Group) -> NDArray[np.float64]:
+    """What the operators of the possible plans may depend on, (n_possible, n_fields)."""
+    at = group.possible
+    own = {"pipeline": np.full(len(at), float(group.plan.pipeline))}
+    return np.stack([*own.values(), *(group.numbers[name][at] for name in _NUMBERS[1:])], axis=1)
+
+
+def _timed(scenario: Scenario, plan: Plan, rows: NDArray[np.float64]) -> TimedStep:
+    """The operators of the plans whose numbers are ``rows``."""
+    names = ("pipeline", *_NUMBERS[1:])
+    return training.timed_step(_with(scenario, plan, {name: rows[:, i] for i, name in enumerate(names)}))
+
+
+def _collected(scenario: Scenario, groups: Sequence[Group], results: Sequence[Result]) -> Found:
+    n_plans = sum(group.n_points for group in groups)
+    plans: dict[str, NDArray[Any]] = {name: np.empty(n_plans, dtype=object) for name in search_space.FIELDS}
+    plans |= {name: np.empty(n_plans) for name in search_space.FIELDS if name not in _TEXTS}
+    columns: dict[str, NDArray[np.float64]] = {}
+    reasons: dict[str, NDArray[np.bool_]] = {}
+    start = 0
+    for group, found in zip(groups, results, strict=True):
+        span, at = slice(start, start + group.n_points), start + group.possible
+        for name in search_space.FIELDS:
+            plans[name][span] = _filled(group, name)
+        for text, hit in group.reasons.items():
+            if hit.any():
+                reasons.setdefault(text, np.zeros(n_plans, dtype=bool))[span] = hit
+        for name, values in found.columns.items():
+            columns.setdefault(name, np.zeros(n_plans))[at] = values
+        for i in np.flatnonzero(~found.feasible):
+            for text in found.limits[i]:
+                reasons.setdefault(_kind(text), np.zeros(n_plans, dtype=bool))[at[i]] = True
+        start = span.stop
+    if scenario.load.phase == "training":
+        _constrain(scenario, columns, reasons)
+    warnings = dict.fromkeys(note for found in results for note in found.warnings)
+    return Found(
+        scenario=scenario, plans=plans, columns=columns, reasons=reasons, warnings=tuple(warnings),
+        n_evaluated=sum(len(found.feasible) for found in results),
+    )  # fmt: skip
+
+
+_TEXTS = ("schedule", "overlap", "recompute")
+
+
+def _filled(group: Group, name: str) -> Any:
+    """The values of a field in a group's plans, or the one of all."""
+    if name in group.numbers:
+        return group.numbers[name]
+    value = getattr(group.plan, name)
+    if not isinstance(value, tuple):
+        return value
+    column = np.empty(group.n_points, dtype=object)
+    column.fill(value)
+    return column
+
+
+def _kind(text: str) -> str:
+    """A reason without the numbers of its point."""
+    return text.partition(", got")[0] if text.startswith("constraint:") else text
+
+
+def _constrain(scenario: Scenario, columns: Mapping[str, NDArray[np.float64]], reasons: dict[str, Any]) -> None:
+    """Add the scenario's constraints to ``reasons``, where plans were evaluated."""
+    for name, ends in scenario.constraints.items():
+        for end, bound in ends.items():
+            done = columns["step_time_s"] > 0
+            values = columns.get(name)
+            beyond = operator.gt if end == "max" else operator.lt
+            broken = done if values is None else done & beyond(values, bound)
+            if broken.any():
+                reasons[f"constraint: {name} {end} {bound:.6g}"] = broken
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
