@@ -215,7 +215,8 @@ class _Waits:
     def alone_s(self, chunk: Chunk, phase: str) -> Num:
         return self.pace.waits_s(self._of(part, phase) for part in chunk)
 
-    def pair_s(self, forward: Chunk, backward: Chunk) -> Num:
+    def pair_s(self, chunks: tuple[Chunk, Chunk]) -> Num:
+        forward, backward = chunks
         layers = [self._of(part, "forward") for part in forward]
         # Both gradients of a layer are of the same tokens.
         layers += [self._of(part, "backward_input") + self._of(part, "backward_weight") for part in backward]
@@ -239,8 +240,8 @@ def _add_pairs(
     table = timed.beside.table()
     beside = {part: layer_times(table, part) for part in timed.step.layers}
     waits = _Waits(pace=pace, varying=timed.beside.varying())
-    whole = cache(lambda chunks: pair_s(*chunks, beside) + waits.pair_s(*chunks))
-    exposed = cache(lambda chunks: pair_exposed_s(*chunks, beside) + waits.pair_s(*chunks))
+    whole = cache(lambda chunks: pair_s(chunks[0], chunks[1], beside) + waits.pair_s(chunks))
+    exposed = cache(lambda chunks: pair_exposed_s(chunks[0], chunks[1], beside) + waits.pair_s(chunks))
     for f, b in pairs:
         times.pair[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), whole)
         times.pair_exposed[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), exposed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import FULL_CLOCK, LAUNCH, LAUNCH_S, Transfer
+from sextant.hwmodels.gpus import CLOCK_SPREAD, FULL_CLOCK, LAUNCH, LAUNCH_S, SPREAD, Transfer
 from sextant.hwmodels.memories import HBM2E_80GB, HOST_DDR4_PCIE4, NVME
 from sextant.simulator.types import Device
 
@@ -18,6 +18,7 @@ DEVICE = Device(
     memories={"hbm": HBM2E_80GB, "host": HOST_DDR4_PCIE4, "nvme": NVME},
     l2_bytes=40e6,
     launch_s=LAUNCH_S,
+    clock_spread=CLOCK_SPREAD,
     power_w=400.0,
     price_usd_per_h=1.2,
     source={
@@ -28,6 +29,7 @@ DEVICE = Device(
         "launch_s": LAUNCH,
         "power_w": "400 W (hmc-tech.com A100 SXM)",
         "price_usd_per_h": "assumed: 1.2 USD/h; set it to what you pay",
+        "clock_spread": SPREAD,
         "clock_under_load": FULL_CLOCK,
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import FULL_CLOCK, LAUNCH, LAUNCH_S, Transfer
+from sextant.hwmodels.gpus import CLOCK_SPREAD, FULL_CLOCK, LAUNCH, LAUNCH_S, SPREAD, Transfer
 from sextant.hwmodels.memories import HBM3E_180GB, HOST_DDR5_PCIE5, NVME
 from sextant.simulator.types import Device
 
@@ -18,6 +18,7 @@ DEVICE = Device(
     memories={"hbm": HBM3E_180GB, "host": HOST_DDR5_PCIE5, "nvme": NVME},
     l2_bytes=126.5e6,
     launch_s=LAUNCH_S,
+    clock_spread=CLOCK_SPREAD,
     power_w=1000.0,
     price_usd_per_h=4.0,
     source={
@@ -29,6 +30,7 @@ DEVICE = Device(
         "launch_s": LAUNCH,
         "power_w": "1000 W (glennklockwood.com B200)",
         "price_usd_per_h": "assumed: 4 USD/h; set it to what you pay",
+        "clock_spread": SPREAD,
         "clock_under_load": FULL_CLOCK,
     },
 )

@@ -29,6 +29,7 @@ DEVICE = Device(
         "launch_s": LAUNCH,
         "power_w": "unconfirmed: 400 W",
         "price_usd_per_h": "assumed: 1 USD/h; set it to what you pay",
+        "clock_spread": "assumed: 0, its tensor cores do not reach the power limit",
         "clock_under_load": FULL_CLOCK,
     },
 )
