@@ -32,7 +32,8 @@ RESULT_COLUMNS = (
 #: Sites of DeepSeek-V3 with 4,096 tokens: output projection, shared expert, queries from their latent.
 PRODUCTS = ((4096, 7168, 16384), (4096, 4096, 7168), (4096, 24576, 1536))
 #: Hidden states of 4,096 tokens, and of the experts of 4,096 tokens on two GPUs.
-MESSAGE, TOKENS = 4096 * 7168, 4096
+TOKENS, HIDDEN = 4096, 7168
+MESSAGE = TOKENS * HIDDEN
 CTAS = (0, 4, 8, 16)
 #: Calls timed beside the other stream, rounds of them, and how many times slower than alone they may become.
 N_TIMED, N_ROUNDS, SLOWED = 8, 3, 3.0
@@ -64,12 +65,11 @@ def _exchange(case: Case, ranks: Ranks) -> tuple[Callable[[], object], float]:
         op = name.removeprefix("expert_")
         routed: Case = {
             "op": op, "copies": "gpu", "format": "fp8" if op == "dispatch" else "bf16", "routing": "balanced",
-            "n_tokens": case["n_tokens"], "hidden": case["k"] if int(case["k"]) < 1536 else 7168, "top_k": 8,
+            "n_tokens": case["n_tokens"], "hidden": HIDDEN, "top_k": 8,
             "n_experts": 256,
         }  # fmt: skip
         found = experts.prepared(routed, ranks, max_ctas=ctas)
-        width = int(routed["hidden"]) * (1 if op == "dispatch" else 2)
-        return found.whole, float(found.busiest_rows * width)
+        return found.whole, float(found.busiest_rows * HIDDEN * (1 if op == "dispatch" else 2))
     n = int(case["message_elements"])
     source = torch.randn(n, device=ranks.device).to(torch.bfloat16)
     result = torch.empty_like(source)
@@ -101,9 +101,9 @@ def _alone_us(ranks: Ranks, call: Callable[[], object]) -> float:
     return median(ranks.slowest([span_us(ranks, several) / N_TIMED for _ in range(5)]))
 
 
-
-
-def _burst(ranks: Ranks, timed: Callable[[], object], other: Callable[[], object], cover: int, side: Any) -> list[float]:
+def _burst(
+    ranks: Ranks, timed: Callable[[], object], other: Callable[[], object], cover: int, side: Any
+) -> list[float]:
     """Times of the timed calls that ended before the other stream did, without the first, which meets its start."""
     ranks.wait()
     begun, over, *events = (torch.cuda.Event(enable_timing=True) for _ in range(N_TIMED + 3))
@@ -128,6 +128,7 @@ def _beside_us(
     """Median time of a call beside the other stream on the slowest rank (infinite where none ran wholly beside it),
     and of how many."""
     if not ranks.target.cuda:  # one stream: one after the other
+
         def both() -> None:
             timed()
             other()

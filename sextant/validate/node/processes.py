@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -91,7 +92,7 @@ class Ranks:
         return largest.tolist()
 
     def require(self, error: float, *, what: str, tolerance: float = 1e-2) -> float:
-        """The largest relative error of all processes; ``ValueError`` in all of them unless it is below ``tolerance``."""
+        """The largest relative error of all processes; ``ValueError`` in all of them unless below ``tolerance``."""
         (worst,) = self.slowest([error if math.isfinite(error) else math.inf])
         if not worst < tolerance:
             raise ValueError(f"check: {what} is off by {worst:.3g} (relative norm), allowed {tolerance:g}")
@@ -101,6 +102,8 @@ class Ranks:
 def joined(rank: int, size: int, port: int, *, cuda: bool, graphs: bool) -> Ranks:
     """This process as one of ``size``; returns when all have come."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ENVIRONMENT}
+    if sys.platform == "linux":  # one host: the control group needs no network, and no name that resolves
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if cuda:
         torch.cuda.set_device(rank)
     dist.init_process_group("gloo", rank=rank, world_size=size, timeout=TIME_LIMIT)

@@ -44,8 +44,8 @@ def provenance(cuda: bool, n_gpus: int, command: str, note: str) -> dict[str, st
     del header["traffic"]
     if cuda:
         header["nccl"] = ".".join(str(part) for part in torch.cuda.nccl.version())
-        header["links"] = " ".join(measure._output_of(["nvidia-smi", "topo", "-m"]).split())
-        header["nvlink"] = " ".join(measure._output_of(["nvidia-smi", "nvlink", "--status", "-i", "0"]).split())
+        header["links"] = " ".join(measure.output_of(["nvidia-smi", "topo", "-m"]).split())
+        header["nvlink"] = " ".join(measure.output_of(["nvidia-smi", "nvlink", "--status", "-i", "0"]).split())
         settings = {k: v for k, v in os.environ.items() if k.startswith("NCCL_")}
         header["nccl_environment"] = " ".join(f"{k}={v}" for k, v in sorted(settings.items()))
     header["cpus"] = str(os.cpu_count())
@@ -95,6 +95,8 @@ def measure_all(options: argparse.Namespace, header: Mapping[str, str], *, cuda:
         state = Path(folder) / "state.json"
         for _ in range(MAX_STARTS):
             families = tuple(name for name in options.families if failures[name] < MAX_FAILURES)
+            if not families:
+                break
             state.write_text("{}", encoding="utf-8")
             job = work.Job(
                 n_gpus=options.gpus, port=_free_port(), folder=options.out, state=state, cuda=cuda,
@@ -109,13 +111,14 @@ def measure_all(options: argparse.Namespace, header: Mapping[str, str], *, cuda:
             if not problem:
                 break
             found = _in_flight(state)
+            if not found:
+                raise ValueError(f"the processes do not start: {problem}")
             work.report(f"{problem}, during {found}; going on in new processes")
             if found.get("case") is not None:
                 tables[found["family"]].append({**found["case"], "error": problem})
-            name = found.get("family", families[0] if families else "")
-            failures[name] = failures.get(name, 0) + 1
+            failures[found["family"]] += 1
             graphs = graphs and not found.get("graphs", False)
-            if time.monotonic() - begun_s > options.max_seconds or not families:
+            if time.monotonic() - begun_s > options.max_seconds:
                 break
     return sum(failures.values())
 

@@ -58,9 +58,7 @@ def family(name: str) -> Any:
 def table(name: str, folder: Path) -> Table:
     """The file of a family."""
     module = family(name)
-    return Table(
-        path=folder / f"{name}.csv", case_columns=module.CASE_COLUMNS, result_columns=module.RESULT_COLUMNS
-    )
+    return Table(path=folder / f"{name}.csv", case_columns=module.CASE_COLUMNS, result_columns=module.RESULT_COLUMNS)
 
 
 def report(line: str) -> None:
