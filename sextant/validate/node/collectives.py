@@ -90,6 +90,7 @@ def _call(op: str, variant: str, source: Tensor, result: Tensor, ranks: Ranks) -
     kept = dist.ReduceOp.AVG if ranks.target.cuda else dist.ReduceOp.MAX
     sent = parts(source.numel(), size, variant) if op == "all_to_all" else []
     got = [sent[rank]] * size if sent else []
+    splits = (got, sent) if variant else (None, None)
 
     def one_way() -> None:
         if rank % 2 == 0 and rank + 1 < size:
@@ -108,7 +109,7 @@ def _call(op: str, variant: str, source: Tensor, result: Tensor, ranks: Ranks) -
         "all_reduce": lambda: dist.all_reduce(result, op=kept, group=group),
         "all_gather": lambda: dist.all_gather_into_tensor(result, source, group=group),
         "reduce_scatter": lambda: dist.reduce_scatter_tensor(result, source, group=group),
-        "all_to_all": lambda: dist.all_to_all_single(result, source, got, sent, group=group),
+        "all_to_all": lambda: dist.all_to_all_single(result, source, *splits, group=group),
         "broadcast": lambda: dist.broadcast(result, 0, group=group),
         "send_recv": exchange if variant == "both" else one_way,
     }

@@ -28,7 +28,7 @@ from sextant.validate.node.processes import ENVIRONMENT
 #: Starts in all, and failures of one family after which its other cases are left.
 MAX_STARTS, MAX_FAILURES = 10, 3
 #: Seconds of silence: while the processes start, and more per case.
-START_SECONDS = 100.0
+START_SECONDS = 120.0
 
 
 def provenance(cuda: bool, n_gpus: int, command: str, note: str) -> dict[str, str]:
@@ -104,7 +104,9 @@ def measure_all(options: argparse.Namespace, header: Mapping[str, str], *, cuda:
                 max_seconds=options.max_seconds,
                 done={name: frozenset(tables[name].start(header, retry=False)) for name in families},
             )  # fmt: skip
-            processes = [context.Process(target=work.process, args=(rank, job)) for rank in range(options.gpus)]
+            processes = [
+                context.Process(target=work.process, args=(rank, job), daemon=True) for rank in range(options.gpus)
+            ]
             for process in processes:
                 process.start()
             problem = _watch(processes, state, options.case_seconds)

@@ -47,7 +47,6 @@ class Job:
     done: Mapping[str, frozenset[tuple[str, ...]]]
     begun_s: float
     max_seconds: float
-    verbose: bool = True
 
 
 def family(name: str) -> Any:
@@ -121,12 +120,11 @@ def _cases(job: Job, ranks: Ranks, name: str, until_s: float, done: set[tuple[st
         if ranks.rank == 0:
             rows.append(row)
             _note(job, ranks, name, None)
-            if job.verbose:
-                now_s = time.monotonic()
-                shape = " ".join(str(value) for value in case.values() if value != "")
-                outcome = row.get("error") or " ".join(str(row.get(c, "")) for c in module.RESULT_COLUMNS[:4])
-                report(f"[{now_s - job.begun_s:.0f}s +{now_s - start_s:.2f}s {i + 1}/{len(todo)}] "
-                       f"{name} {shape}: {outcome}")  # fmt: skip
+            now_s = time.monotonic()
+            shape = " ".join(str(value) for value in case.values() if value != "")
+            outcome = row.get("error") or " ".join(str(row.get(c, "")) for c in module.RESULT_COLUMNS[:4])
+            at = f"{now_s - job.begun_s:.0f}s +{now_s - start_s:.2f}s {i + 1}/{len(todo)}"
+            report(f"[{at}] {name} {shape}: {outcome}")
         if not _alive(ranks):
             return False
     ranks.kept.clear()
@@ -161,5 +159,6 @@ def process(rank: int, job: Job) -> None:
         fine = fine and _cases(job, ranks, name, until_s, done[name])
     ranks.gathered(None)
     sys.stderr.flush()
+    time.sleep(0.3)  # the others may still read what this process has sent
     # Without destroying the groups: communicators whose graphs were captured may wait for each other for ever.
     os._exit(0 if fine else 3)
