@@ -6,7 +6,7 @@ error of the result against a reference of higher precision. A case that fails, 
 ``error`` says why; nothing else stops, and a case that never ends is given up. Rows are written as they come and cases
 already in the file are skipped, so an interrupted run is continued by the same command. A header of ``# key: value``
 lines says where the numbers come from. Progress goes to stderr. Needs torch and numpy only; without a GPU the kernels
-are plain torch.
+are plain torch. ``ranks`` as the first word measures what several GPUs exchange (``node.run``).
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def find_target(name: str = "auto") -> Target:
     return Target(device=torch.device("cuda"), n_sms=properties.multi_processor_count, l2_bytes=l2_bytes, fused=True)
 
 
-def _output_of(command: Sequence[str]) -> str:
+def output_of(command: Sequence[str]) -> str:
+    """What a program prints; empty where it is absent or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -99,7 +100,7 @@ def provenance(target: Target, *, cases: str, settings: Settings, note: str = ""
         "timing": f"{settings.budget_us / 1e3:g} ms a case, {settings.min_repeats} to {settings.max_repeats} samples; "
         "graph = rotated inputs in a CUDA graph, flush = L2 overwritten before each call, host = host clock",
         "traffic": "read_bytes and write_bytes count every input read once and every output written once",
-        "revision": _output_of(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]),
+        "revision": output_of(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]),
     }
     try:
         import triton
@@ -110,7 +111,7 @@ def provenance(target: Target, *, cases: str, settings: Settings, note: str = ""
     if target.cuda:
         found["sms"], found["l2_bytes"] = str(target.n_sms), str(target.l2_bytes)
         fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,memory.total"
-        values = _output_of(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"])
+        values = output_of(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"])
         found |= dict(
             zip(
                 ("driver", "sm_clock_at_start", "sm_clock_max", "memory_clock", "power_limit", "memory"),
@@ -385,6 +386,10 @@ def measure(options: argparse.Namespace, arguments: Sequence[str], *, agreed=lam
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit status 0 measured, 1 nothing could be measured (--check: something failed), 2 bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["ranks"]:
+        from sextant.validate.node import run
+
+        return run.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         if options.estimate:
