@@ -20,7 +20,7 @@ from sextant.simulator.types import Device, Num
 def slowest(n: Num) -> Num:
     """Expected largest of ``n`` standard normal variables, in standard deviations: 0 for one.
 
-    Blom's approximation of the normal order statistics, within 2% from two upward.
+    Blom's approximation of the normal order statistics: 4% too large for two, within 2% from eight upward.
     """
     n = np.maximum(n, 1.0)
     return ndtri((n - 0.375) / (n + 0.25))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import CLOCK_SPREAD, LAUNCH, LAUNCH_S, SPREAD, SUSTAINED, SUSTAINED_CLOCK, Transfer
+from sextant.hwmodels.gpus import CLOCK_SPREAD, LAUNCH, LAUNCH_S, SPREAD, SUSTAINED_CLOCK_H100, SUSTAINED_H100, Transfer
 from sextant.hwmodels.memories import HBM3_80GB, HOST_DDR5_PCIE5, NVME
 from sextant.simulator.types import Device
 
@@ -19,7 +19,7 @@ DEVICE = Device(
     memories={"hbm": HBM3_80GB, "host": HOST_DDR5_PCIE5, "nvme": NVME},
     l2_bytes=50e6,
     launch_s=LAUNCH_S,
-    clock_under_load=SUSTAINED_CLOCK,
+    clock_under_load=SUSTAINED_CLOCK_H100,
     clock_spread=CLOCK_SPREAD,
     power_w=700.0,
     price_usd_per_h=2.0,
@@ -33,6 +33,6 @@ DEVICE = Device(
         "power_w": "700 W (hpctech.co.jp H100; glennklockwood.com H100)",
         "price_usd_per_h": "assumed: the 2 USD/h of the H800; set it to what you pay",
         "clock_spread": SPREAD,
-        "clock_under_load": f"assumed: {SUSTAINED}; the same die and power limit",
+        "clock_under_load": SUSTAINED_H100,
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import CLOCK_SPREAD, LAUNCH, LAUNCH_S, SPREAD, SUSTAINED, SUSTAINED_CLOCK, Transfer
+from sextant.hwmodels.gpus import CLOCK_SPREAD, LAUNCH, LAUNCH_S, SPREAD, SUSTAINED_CLOCK_H100, SUSTAINED_H100, Transfer
 from sextant.hwmodels.memories import HBM3_80GB, HOST_DDR5_PCIE5, NVME
 from sextant.simulator.types import Device
 
@@ -19,7 +19,7 @@ DEVICE = Device(
     memories={"hbm": HBM3_80GB, "host": HOST_DDR5_PCIE5, "nvme": NVME},
     l2_bytes=50e6,
     launch_s=LAUNCH_S,
-    clock_under_load=SUSTAINED_CLOCK,
+    clock_under_load=SUSTAINED_CLOCK_H100 * 1600.0 / 1634.0,
     clock_spread=CLOCK_SPREAD,
     power_w=700.0,
     price_usd_per_h=2.0,
@@ -34,7 +34,7 @@ DEVICE = Device(
         "power_w": "unconfirmed: 700 W as H100 SXM5",
         "price_usd_per_h": "2 USD/h, the rental price DeepSeek's own cost figure assumes (DeepSeek-V3 report Table 1)",
         "clock_spread": SPREAD,
-        "clock_under_load": f"{SUSTAINED}; the same die and power limit. FlashMLA's authors see about 1600 MHz, 865 of "
-        "989 TFLOP/s (0.875), on an H800 under lasting load (FlashMLA docs 20250422-new-kernel-deep-dive)",
+        "clock_under_load": f"assumed: {SUSTAINED_H100}; times 1600 of 1634 MHz: FlashMLA's authors see an H800 throttle to "
+        "about 1600 MHz (docs 20250422-new-kernel-deep-dive), where the H100s keep 1634 MHz in attention",
     },
 )

@@ -1,0 +1,57 @@
+"""The slowest of many: order statistics, and what chunks wait for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sextant import hwmodels
+from sextant.simulator.spread import Pace, Varying, paced, slowest
+
+
+@pytest.mark.parametrize(("n", "within"), [(2, 0.05), (8, 0.02), (64, 0.02), (2048, 0.02)])
+def test_the_expected_largest_of_n_normal_variables(n: int, within: float) -> None:
+    drawn = np.random.default_rng(n).standard_normal((20_000_000 // (n * 16), n)).max(axis=1)
+    assert float(slowest(float(n))) == pytest.approx(drawn.mean(), rel=within)
+
+
+def test_one_device_waits_for_nobody() -> None:
+    assert float(slowest(1.0)) == 0.0
+    pace = Pace(n_devices=1.0, clock_spread=0.05, routing_spread=0.2)
+    assert float(pace.waits_s([Varying(clock_s=1.0, experts_s=1.0)])) == 0.0
+    alike = Pace(n_devices=64.0, clock_spread=0.0, routing_spread=0.0)
+    assert float(alike.waits_s([Varying(clock_s=1.0, experts_s=1.0)])) == 0.0
+
+
+def test_clocks_add_and_tokens_add_in_squares() -> None:
+    """A slow chip is slow in every layer; a crowded one is crowded in some."""
+    layers = [Varying(clock_s=1.0, experts_s=1.0)] * 4
+    clocks = Pace(n_devices=64.0, clock_spread=0.01, routing_spread=0.0)
+    tokens = Pace(n_devices=64.0, clock_spread=0.0, routing_spread=0.01)
+    both = Pace(n_devices=64.0, clock_spread=0.01, routing_spread=0.01)
+    assert float(clocks.waits_s(layers)) == pytest.approx(0.01 * 4.0 * slowest(64.0))
+    assert float(tokens.waits_s(layers)) == pytest.approx(0.01 * 2.0 * slowest(64.0))
+    assert float(both.waits_s(layers)) == pytest.approx(0.01 * np.sqrt(20.0) * slowest(64.0))
+
+
+def test_a_simulated_group_waits_as_long() -> None:
+    """64 devices of unequal clocks and tokens over eight layers: the mean over many draws of the slowest's delay."""
+    rng = np.random.default_rng(7)
+    pace = Pace(n_devices=64.0, clock_spread=0.015, routing_spread=0.08)
+    layers = [Varying(clock_s=20e-3, experts_s=8e-3)] * 8
+    clock = 1.0 + 0.015 * rng.standard_normal((4000, 64, 1))
+    tokens = 1.0 + 0.08 * rng.standard_normal((4000, 64, 8))
+    seconds = (20e-3 * clock + 8e-3 * tokens).sum(axis=2)
+    waits = seconds.max(axis=1).mean() - seconds.mean()
+    assert float(pace.waits_s(layers)) == pytest.approx(waits, rel=0.03)
+
+
+def test_the_pace_of_a_group_is_a_lower_clock() -> None:
+    device = hwmodels.device("h800")
+    slower = paced(device, 64.0)
+    assert slower.clock_under_load == pytest.approx(device.clock_under_load / (1 + device.clock_spread * slowest(64.0)))
+    assert paced(device, 1.0).clock_under_load == device.clock_under_load
+    even = replace(device, clock_spread=0.0)
+    assert paced(even, 64.0) is even
