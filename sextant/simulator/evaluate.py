@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +31,14 @@ class TimedOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedStep:
-    """Every operator of a step with its time on one cluster."""
+    """Every operator of a step with its time on one cluster.
+
+    ``beside`` are the same operators while another micro-batch's messages take their share of the memory bandwidth.
+    """
 
     step: Step
     ops: tuple[TimedOp, ...]
+    beside: TimedStep | None = None
 
     def seconds(self, *, end: str = "seconds", where: Callable[[Op], bool] | None = None) -> Num:
         """Sum of one occurrence of each operator that ``where`` accepts; ``end`` is seconds, low or high."""
@@ -41,6 +47,33 @@ class TimedStep:
             if where is None or where(timed.op):
                 total = total + timed.op.count * getattr(timed.time, end)
         return total
+
+    def take(self, index: Any) -> TimedStep:
+        """The times of the points at ``index``. Shapes, FLOPs and bytes stay those of all points: they have been used.
+
+        An array that many operators share is picked from once.
+        """
+        picked: dict[int, Num] = {}
+
+        def pick(value: Num) -> Num:
+            if np.ndim(value) == 0:
+                return value
+            if id(value) not in picked:
+                picked[id(value)] = np.asarray(value)[index]
+            return picked[id(value)]
+
+        estimates: dict[int, Estimate] = {}
+        ops = []
+        for item in self.ops:
+            time = estimates.get(id(item.time))
+            if time is None:
+                limits = {name: pick(value) for name, value in item.time.limits.items()}
+                ends = {end: pick(getattr(item.time, end)) for end in ("seconds", "low", "high")}
+                time = estimates[id(item.time)] = Estimate(limits=limits, provenance=item.time.provenance, **ends)
+            op = item.op if np.ndim(item.op.count) == 0 else replace(item.op, count=pick(item.op.count))
+            ops.append(TimedOp(op=op, time=time))
+        beside = None if self.beside is None else self.beside.take(index)
+        return TimedStep(step=self.step, ops=tuple(ops), beside=beside)
 
     def table(self, end: str = "seconds") -> dict[tuple[str, str, str, str], Num]:
         """Seconds of one occurrence of each part, keyed by (part, block, phase, stream)."""
@@ -64,10 +97,11 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
         device = without_hbm(device, hbm_share)
     reduced = replace(cluster, device=device)
     seen: dict[object, Estimate] = {}
+    digests: dict[int, bytes] = {}
     timed = []
     for op in step.ops:
         where = cluster if op.stream == "communication" else reduced
-        key = _signature(op)
+        key = _signature(op, digests)
         if key not in seen:
             seen[key] = estimate(op, where)
         timed.append(TimedOp(op=op, time=seen[key]))
@@ -125,7 +159,16 @@ def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, 
     return {name: value / total for name, value in sorted(sums.items())}
 
 
-def _signature(op: Op) -> object:
-    """Equal for operators of equal kind and shape; an array counts as itself, by identity."""
-    shape = tuple((k, v if np.ndim(v) == 0 else id(v)) for k, v in sorted(op.shape.items()))
+def _signature(op: Op, digests: dict[int, bytes]) -> object:
+    """Equal for operators of equal kind and shape; an array counts by its values. ``digests`` remembers those of the
+    arrays seen, by identity: it must not outlive them."""
+    shape = tuple((k, v if np.ndim(v) == 0 else _digest(v, digests)) for k, v in sorted(op.shape.items()))
     return op.kind, op.format, op.variant, op.stream == "communication", shape
+
+
+def _digest(array: Any, digests: dict[int, bytes]) -> bytes:
+    """128 bits that tell the values of one array from those of another."""
+    found = digests.get(id(array))
+    if found is None:
+        found = digests[id(array)] = blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+    return found

@@ -222,12 +222,21 @@ def counts(
     exact where the schedule exists (DualPipe: at least twice the ranks).
     """
     start = 2 * n_ranks
+    slope = (np.asarray(n_micro_batches, dtype=float) - start) / start
+    counted = _counted(schedule, rank, n_ranks, virtual_stages)
+    return {key: few + (more - few) * slope for key, few, more in counted}
+
+
+@lru_cache(maxsize=4096)
+def _counted(
+    schedule: str, rank: int, n_ranks: int, virtual_stages: int
+) -> tuple[tuple[tuple[str, int, int], int, int], ...]:
+    """(kind, forward stage, backward stage), in order, with its counts for 2 and for 4 micro-batches per rank."""
     few, more = (
         Counter((w.kind, w.f_stage, w.b_stage) for w in instructions(schedule, rank, n_ranks, m, virtual_stages))
-        for m in (start, 2 * start)
+        for m in (2 * n_ranks, 4 * n_ranks)
     )
-    slope = (np.asarray(n_micro_batches, dtype=float) - start) / start
-    return {key: few[key] + (more[key] - few[key]) * slope for key in sorted({*few, *more})}
+    return tuple((key, few[key], more[key]) for key in sorted({*few, *more}))
 
 
 def in_flight(schedule: str, rank: int, n_ranks: int, n_micro_batches: Num, virtual_stages: int = 1) -> list[Num]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -112,27 +112,42 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTi
     """Times of every chunk alone, and of overlapped pairs, on the HBM bandwidth that communication leaves.
 
     The SMs of communication are set aside for the whole step: kernels are built for a fixed number of them."""
-    plan = scenario.plan
-    alone = {part: layer_times(timed.table(), part) for part in timed.step.layers}
+    plan, table = scenario.plan, timed.table()
+    alone = {part: layer_times(table, part) for part in timed.step.layers}
     overlapped = plan.overlap == "forward_backward"
     beside = alone
-    if overlapped:
-        taken = communication_share(timed, scenario.cluster.device)
-        table = time_ops(timed.step, scenario.cluster, n_comm_sms=plan.n_comm_sms, hbm_share=taken).table()
+    if timed.beside is not None:
+        table = timed.beside.table()
         beside = {part: layer_times(table, part) for part in timed.step.layers}
+
+    def of_chunks(phase: str) -> list[Num]:
+        # Most stages hold the same layers.
+        seconds = {chunk: alone_s(chunk, alone, phase) for chunk in dict.fromkeys(stages.chunks)}
+        return [seconds[chunk] for chunk in stages.chunks]
+
     times = ChunkTimes(
-        forward=[alone_s(c, alone, "forward_s") for c in stages.chunks],
-        backward_input=[alone_s(c, alone, "backward_input_s") for c in stages.chunks],
-        backward_weight=[alone_s(c, alone, "backward_weight_s") for c in stages.chunks],
-        pair={}, pair_exposed={},
-        forward_messages=[alone_s(c, alone, "forward_messages_s") for c in stages.chunks],
-        backward_messages=[alone_s(c, alone, "backward_messages_s") for c in stages.chunks],
+        forward=of_chunks("forward_s"), backward_input=of_chunks("backward_input_s"),
+        backward_weight=of_chunks("backward_weight_s"), pair={}, pair_exposed={},
+        forward_messages=of_chunks("forward_messages_s"), backward_messages=of_chunks("backward_messages_s"),
     )  # fmt: skip
     if plan.schedule == "dualpipe":
+        found: dict[tuple[Chunk, Chunk], tuple[Num, Num]] = {}
         for rank in stages.ranks:
             for f, b in ((rank[0], rank[-1]), (rank[-1], rank[0])):
-                times.pair[f, b], times.pair_exposed[f, b] = _pair(stages, beside, times, f, b, overlapped)
+                pair = stages.chunks[f], stages.chunks[b]
+                if pair not in found:
+                    found[pair] = _pair(stages, beside, times, f, b, overlapped)
+                times.pair[f, b], times.pair_exposed[f, b] = found[pair]
     return times
+
+
+def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:
+    """``timed`` with the times of its operators beside another micro-batch's messages, where the plan overlaps them."""
+    if scenario.plan.overlap != "forward_backward":
+        return timed
+    taken = communication_share(timed, scenario.cluster.device)
+    beside = time_ops(timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken)
+    return replace(timed, beside=beside)
 
 
 def _pair(

@@ -14,7 +14,7 @@ from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
-from sextant.studies.stages import ChunkTimes, Stages, chunk_times, layouts
+from sextant.studies.stages import ChunkTimes, Stages, chunk_times, layouts, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
@@ -38,7 +38,7 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
     if len(found) == 1:
         return _evaluate(scenario, timed, found[0][1], n_points)
     parts = [(index, paths.take(scenario, index), stages) for index, stages in found]
-    results = [_evaluate(part, paths.take(timed, index), stages, len(index)) for index, part, stages in parts]
+    results = [_evaluate(part, timed.take(index), stages, len(index)) for index, part, stages in parts]
     return join(results, [index for index, _, _ in parts])
 
 
@@ -54,7 +54,7 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
 def _timed(scenario: Scenario) -> TimedStep:
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
-    return time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms)
+    return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
 
 
 def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: int) -> Result:
