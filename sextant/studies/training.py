@@ -33,7 +33,7 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
     if bad.any():
         index = [np.flatnonzero(~bad), np.flatnonzero(bad)]
         return join([evaluate_training(paths.take(scenario, i), len(i)) for i in index], index)
-    timed = _timed(scenario)
+    timed = timed_step(scenario)
     found = list(layouts(scenario, timed, n_points))
     if len(found) == 1:
         return _evaluate(scenario, timed, found[0][1], n_points)
@@ -44,14 +44,15 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
 
 def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
     """What every rank of the pipeline does and when, of a training scenario of one point, by the event engine."""
-    plan, load, timed = scenario.plan, scenario.load, _timed(scenario)
+    plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     ((_, stages),) = layouts(scenario, timed, 1)
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     return _run(plan, chunks, _pick(micro_batches, 0), _pick(_send_s(scenario), 0), 0)
 
 
-def _timed(scenario: Scenario) -> TimedStep:
+def timed_step(scenario: Scenario) -> TimedStep:
+    """Every operator of one micro-batch through the layers, as the plan divides it, alone and beside messages."""
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
     return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))

@@ -14,7 +14,7 @@ TRAINING = [name for name in catalogue.scenario_names() if "training" in name]
 def test_every_part_lies_on_one_stage(name):
     """What a chunk forgets would cost nothing."""
     scenario = question(name).scenario
-    timed = training._timed(scenario)
+    timed = training.timed_step(scenario)
     ((_, found),) = stages.layouts(scenario, timed, 1)
     assert Counter(part for chunk in found.chunks for part in chunk) == {
         p: int(n) for p, n in timed.step.layers.items()
