@@ -40,10 +40,10 @@ _TOGETHER: Mapping[str, str] = {
 #: The same classes for the memory-bound operators of a step, by name: the first pattern found decides.
 _OPERATORS: tuple[tuple[str, str], ...] = (
     ("SwiGLU backward", r"swiglu(_weight)?_backward$"),
-    ("cast", r"swiglu_(save|load)$|output_(save|load)$"),
+    ("cast", r"(swiglu|output|input)_(save|load)$"),
     ("SwiGLU", r"swiglu"),
     ("cast and transpose", r"(grad_cast|requant)_transpose$"),
-    ("transpose", r"transpose$"),
+    ("transpose", r"transpose(_recompute)?$"),
     ("cast", r"cast(_recompute)?$"),
     ("norm backward", r"norm_backward$"),
     ("norm", r"norm(_recompute)?$"),
@@ -56,11 +56,16 @@ _OPERATORS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One name on both sides, in seconds; ``predicted_s`` is None where the prediction has no such thing."""
+    """One name on both sides, in seconds; ``predicted_s`` is None where the prediction has no such thing.
+
+    A line of a class of kernels also counts the traced kernels and the operators of the prediction.
+    """
 
     name: str
     traced_s: float
     predicted_s: float | None
+    n_kernels: int = 0
+    n_operators: float = 0.0
 
     @property
     def error(self) -> float | None:
@@ -113,20 +118,22 @@ def traced(trace: Trace) -> dict[str, float]:
         return sum(group.sum_s for group in groups if group.kernel_class == kernel_class)
 
     seconds = {phase.name: phase.busy_s for phase in profile.phases(trace) if phase.name in RANGES}
+    casts_s = sum(g.sum_s for g in groups if g.kernel_class == "cast" and g.phase in RANGES and g.phase not in COMPUTE)
     return {
         **{name: seconds[name] for name in COMPUTE if name in seconds}, "dispatch": of("dispatch"),
-        "combine": of("combine"), "notify": of("notify"), "compute busy": whole.compute_busy_s,
-        "exposed communication": whole.exposed_s, "span": whole.span_s,
+        "combine": of("combine"), "notify": of("notify"), "casts of messages": casts_s,
+        "compute busy": whole.compute_busy_s, "exposed communication": whole.exposed_s, "span": whole.span_s,
     }  # fmt: skip
 
 
 def predicted(pair: Pair) -> dict[str, float]:
     """The same of a scenario's pair; agreement on sizes is part of its dispatches and combines."""
     named = {name: _sum(pair, lambda op, key=key: (op.block, op.phase) == key) for name, key in RANGES.items()}
+    casts_s = _sum(pair, lambda op: op.kind == "memory" and op.stream == "communication")
     sends = {name: _sum(pair, lambda op, name=name: op.variant == name) for name in ("dispatch", "combine")}
     return {
-        **{name: named[name] for name in COMPUTE}, **sends, "compute busy": pair.pair_s - pair.exposed_s,
-        "exposed communication": pair.exposed_s, "span": pair.pair_s,
+        **{name: named[name] for name in COMPUTE}, **sends, "casts of messages": casts_s,
+        "compute busy": pair.pair_s - pair.exposed_s, "exposed communication": pair.exposed_s, "span": pair.pair_s,
     }  # fmt: skip
 
 
@@ -138,16 +145,23 @@ def lines(trace: Trace, pair: Pair) -> list[Line]:
 
 def class_lines(trace: Trace, pair: Pair) -> list[tuple[str, Line]]:
     """(phase, line) of every class of compute kernels: summed seconds on both sides, phase by phase, longest first."""
-    sums: dict[tuple[str, str], list[float]] = {}
+    theirs: dict[tuple[str, str], tuple[float, float]] = {}
+    ours: dict[tuple[str, str], tuple[float, float]] = {}
     for group in profile.groups(trace):
         if group.phase in COMPUTE:
             what = _TOGETHER.get(group.kernel_class, group.kernel_class)
-            sums.setdefault((group.phase, what), [0.0, 0.0])[0] += group.sum_s
+            _add(theirs, (group.phase, what), group.sum_s, group.n_kernels)
     phases = {key: name for name, key in RANGES.items() if name in COMPUTE}
     for item, n in pair.operators:
         if (phase := phases.get((item.op.block, item.op.phase))) is not None:
-            sums.setdefault((phase, operator_class(item.op)), [0.0, 0.0])[1] += n * _one(item.seconds)
-    found = [(phase, Line(name=what, traced_s=a, predicted_s=b)) for (phase, what), (a, b) in sums.items()]
+            _add(ours, (phase, operator_class(item.op)), n * _one(item.seconds), n * _one(item.op.count))
+    found = []
+    for key in {**theirs, **ours}:
+        (traced_s, n_kernels), (predicted_s, n_operators) = (sums.get(key, (0.0, 0.0)) for sums in (theirs, ours))
+        line = Line(
+            name=key[1], traced_s=traced_s, predicted_s=predicted_s, n_kernels=int(n_kernels), n_operators=n_operators
+        )  # fmt: skip
+        found.append((key[0], line))
     return sorted(found, key=lambda each: (COMPUTE.index(each[0]), -each[1].traced_s, each[1].name))
 
 
@@ -160,6 +174,11 @@ def operator_class(op: Op) -> str:
     if op.kind == "attention":
         return "attention backward" if op.variant == "backward" else "attention"
     return next(found for found, pattern in _OPERATORS if re.search(pattern, op.name))
+
+
+def _add(sums: dict[tuple[str, str], tuple[float, float]], key: tuple[str, str], seconds: float, n: float) -> None:
+    before = sums.get(key, (0.0, 0.0))
+    sums[key] = (before[0] + seconds, before[1] + n)
 
 
 def _sum(pair: Pair, where: Callable[[Op], bool]) -> float:

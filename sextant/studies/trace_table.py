@@ -121,9 +121,10 @@ class Judged:
         return "\n".join([tables.rendered(table), *tables.wrapped(notes)])
 
     def _classes(self, pair: Pair) -> str:
-        table = tables.grid("launched by", "ms, summed over kernels", *_HEADS)
+        table = tables.grid("launched by", "ms, summed over kernels", ">kernels", ">operators", *_HEADS)
         for phase, line in trace_comparison.class_lines(self.trace, pair):
-            tables.add(table, (phase, line.name, *_cells(line)))
+            counts = (f"{line.n_kernels:,}", f"{line.n_operators:,.0f}")
+            tables.add(table, (phase, line.name, *counts, *_cells(line)))
         return tables.rendered(table)
 
 
@@ -142,7 +143,8 @@ def judged(path: str | Path, asked: Question | None = None) -> Judged:
 
 
 def _record(line: Line) -> dict[str, Any]:
-    return {**asdict(line), "error": line.error}
+    found = {**asdict(line), "error": line.error}
+    return found if line.n_kernels or line.n_operators else {k: v for k, v in found.items() if not k.startswith("n_")}
 
 
 def _cells(line: Line) -> tuple[str, str, str]:

@@ -114,7 +114,20 @@ def _down(place: Place, model, recipe: Recipe, m: Num) -> list[Op]:
         ops += norm("q_norm", place, m, model.q_lora_rank)
     width = model.kv_lora_rank + model.qk_rope_head_dim
     ops += linear("kv_a_proj", place, m, width, model.hidden_size, recipe)
+    if place.training:
+        ops += _shared_input(place, m, model.hidden_size, width)
     return ops + norm("kv_norm", place, m, model.kv_lora_rank)
+
+
+def _shared_input(place: Place, m: Num, hidden: Num, width: Num) -> list[Op]:
+    """What training pays for two products of one input, and for two parts of one output of ``width``: both parts are
+    copied, their gradients are joined by filling, copying and adding, and the two input gradients are added."""
+    latent, residual = 2.0 * m * width, 2.0 * m * hidden
+    return [
+        moved("latent_split_copy", place, latent, latent, sharded=()),
+        moved("latent_join_backward_copy", place, 3.0 * latent, 4.0 * latent, "backward_input", sharded=()),
+        moved("attention_input_gradient_sum", place, 2.0 * residual, residual, "backward_input", sharded=()),
+    ]
 
 
 def _query(place: Place, model, recipe: Recipe, m: Num, width: Num) -> list[Op]:
@@ -136,6 +149,8 @@ def _up(place: Place, model, recipe: Recipe, m: Num) -> list[Op]:
     ops.append(moved("value_copy", place, value, value))
     if place.training:
         ops.append(moved("rope_backward", place, query, query, "backward_input"))
+        rope = 2.0 * m * model.qk_rope_head_dim
+        ops.append(moved("key_rope_gradient_sum", place, rope * heads, rope, "backward_input"))
         ops.append(moved("key_value_split_backward", place, query + value, nope + value, "backward_input"))
     return ops
 
