@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sextant.simulator.chunk import layer_times, pair_s
 from sextant.simulator.errors import InputError
 from sextant.simulator.evaluate import TimedOp, TimedStep
 from sextant.simulator.types import Op, Scenario
@@ -83,8 +84,14 @@ class Pair:
 
 
 def comparable(trace: Trace) -> bool:
-    """Whether every range of a chunk pair is in the profile."""
-    return set(RANGES) <= set(trace.ranges)
+    """Whether every range of a chunk pair is in the profile, each as often as the others: once per layer."""
+    counts = range_counts(trace)
+    return len(set(counts.values())) == 1 and min(counts.values()) > 0
+
+
+def range_counts(trace: Trace) -> dict[str, int]:
+    """How often each range of a chunk pair is in the profile."""
+    return {name: trace.ranges.count(name) for name in RANGES}
 
 
 def chunk_pair(scenario: Scenario) -> Pair:
@@ -135,6 +142,24 @@ def predicted(pair: Pair) -> dict[str, float]:
         **{name: named[name] for name in COMPUTE}, **sends, "casts of messages": casts_s,
         "compute busy": pair.pair_s - pair.exposed_s, "exposed communication": pair.exposed_s, "span": pair.pair_s,
     }  # fmt: skip
+
+
+def replayed_s(trace: Trace) -> float:
+    """Seconds of the profile's own pieces, layer by layer, played in the order in which the schedule issues a pair.
+
+    What differs from the traced span is the order, and waiting that no piece holds; not how long anything takes.
+    ``comparable`` profiles only.
+    """
+    seconds = profile.range_seconds(trace)
+    of = {name: [s for s, each in zip(seconds, trace.ranges, strict=True) if each == name] for name in RANGES}
+    table = {
+        (str(i), block, phase, "compute" if name in COMPUTE else "communication"): s
+        for name, (block, phase) in RANGES.items()
+        for i, s in enumerate(of[name])
+    }
+    parts = [str(i) for i in range(len(of["attn(F)"]))]
+    # A chunk lists its layers from first to last; the backward pass begins with the last one.
+    return _one(pair_s(parts, parts[::-1], {part: layer_times(table, part) for part in parts}))
 
 
 def lines(trace: Trace, pair: Pair) -> list[Line]:

@@ -51,6 +51,7 @@ class Judged:
         }  # fmt: skip
         if self.pair is not None:
             found["scenario"] = self.scenario
+            found["replayed_s"] = trace_comparison.replayed_s(trace)
             found["compared"] = [_record(line) for line in trace_comparison.lines(trace, self.pair)]
             pairs = trace_comparison.class_lines(trace, self.pair)
             found["compared_kernels"] = [{"phase": phase, **_record(line)} for phase, line in pairs]
@@ -118,7 +119,12 @@ class Judged:
             "transfers; the prediction includes agreement on sizes, of which notify is the traced part, waiting for "
             "the slowest rank included"
         )
-        return "\n".join([tables.rendered(table), *tables.wrapped(notes)])
+        span_s, replayed_s = profile.times(self.trace).span_s, trace_comparison.replayed_s(self.trace)
+        order = (
+            f"the traced pieces, layer by layer, played in the schedule's order: {_ms(replayed_s)} ms, "
+            f"{100.0 * (replayed_s / span_s - 1.0):+.1f}%"
+        )
+        return "\n".join([tables.rendered(table), *tables.wrapped(notes), "", *tables.wrapped(order)])
 
     def _classes(self, pair: Pair) -> str:
         table = tables.grid("launched by", "ms, summed over kernels", ">kernels", ">operators", *_HEADS)
@@ -135,8 +141,9 @@ def judged(path: str | Path, asked: Question | None = None) -> Judged:
     trace = trace_file.read(path)
     whole = trace_comparison.comparable(trace)
     if asked is not None and not whole:
-        missing = ", ".join(name for name in trace_comparison.RANGES if name not in trace.ranges)
-        raise InputError(f"{path}: no ranges {missing}: not a profile of a chunk pair; leave --scenario out")
+        told = ", ".join(f"{name} {n}" for name, n in trace_comparison.range_counts(trace).items())
+        remedy = "leave --scenario out, or profile whole chunks"
+        raise InputError(f"{path}: ranges of a chunk pair, once per layer each, expected, got {told}; {remedy}")
     chosen = asked if asked is not None or not whole else answer.question(CHUNK_PAIR)
     pair = None if chosen is None else trace_comparison.chunk_pair(chosen.scenario)
     return Judged(path=str(path), trace=trace, scenario="" if chosen is None else chosen.scenario.name, pair=pair)

@@ -166,6 +166,11 @@ def phases(trace: Trace) -> tuple[Phase, ...]:
     )  # fmt: skip
 
 
+def range_seconds(trace: Trace) -> list[float]:
+    """Seconds covered by the kernels that each range launched itself, in the order of ``trace.ranges``."""
+    return [_union(trace.kernels, trace.kernels.range == i).seconds for i in range(len(trace.ranges))]
+
+
 def unknown(trace: Trace) -> dict[str, tuple[int, float]]:
     """(executions, seconds) of every kernel that no pattern knows, by name, the longest first."""
     kernels = trace.kernels

@@ -98,8 +98,27 @@ def test_a_profile_has_the_names_of_the_prediction(pair, tmp_path):
     assert lines["span"].error == pytest.approx(pair.pair_s / (100 * US) - 1.0)
 
 
+def test_the_traced_pieces_played_in_order_take_the_traced_span(tmp_path):
+    """Where nothing else waits: the made-up layer, whose messages and compute follow the schedule."""
+    found = trace_table.trace_file.read(profile(tmp_path / "t.json", KERNELS))
+    assert trace_comparison.replayed_s(found) == pytest.approx(100 * US)
+
+
+def test_a_layer_that_was_cut_off_is_no_layer(run, tmp_path):
+    """One more range of one name: the pieces cannot be paired; the rest is still told."""
+    more = json.loads(profile(tmp_path / "t.json", KERNELS).read_text(encoding="utf-8"))
+    more["traceEvents"].append({"ph": "X", "cat": "user_annotation", "name": "mlp(F)", "tid": 1, "ts": 90, "dur": 1})
+    (tmp_path / "t.json").write_text(json.dumps(more), encoding="utf-8")
+    code, out, _ = run(tmp_path / "t.json")
+    assert code == 0
+    assert "predicted" not in out
+    code, out, err = run(tmp_path / "t.json", "--scenario", trace_table.CHUNK_PAIR)
+    assert (code, out) == (2, "")
+    assert "mlp(F) 2" in err
+
+
 def test_a_profile_of_something_else_is_read_but_not_compared(run, tmp_path):
-    """No range of a chunk pair, no comparison; asked for one, it says which ranges are missing."""
+    """No range of a chunk pair, no comparison; asked for one, it says which ranges there are."""
     path = profile(tmp_path / "t.json", {"decode": ("gemm", 7, 0, 10)})
     code, out, err = run(path)
     assert (code, err) == (0, "")
@@ -107,7 +126,7 @@ def test_a_profile_of_something_else_is_read_but_not_compared(run, tmp_path):
     assert "predicted" not in out
     code, out, err = run(path, "--scenario", trace_table.CHUNK_PAIR)
     assert (code, out) == (2, "")
-    assert "attn(F)" in err
+    assert "attn(F) 0" in err
 
 
 def test_the_command_prints_what_json_says(run, tmp_path):
@@ -163,6 +182,7 @@ def test_the_published_trace_beside_the_shipped_scenario(dualpipe, pair):
     for name in COMPUTE:
         assert abs(lines[name].error) < 0.15, name
     assert abs(lines["span"].error) < 0.10
+    assert trace_comparison.replayed_s(dualpipe) == pytest.approx(lines["span"].traced_s, rel=0.03)
 
 
 def test_operators_are_as_many_as_kernels_of_the_published_trace(dualpipe, pair):
