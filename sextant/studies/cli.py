@@ -333,6 +333,19 @@ def validate_models(
         _put(found.text(), sys.stdout)
 
 
+@validate_app.command("trace")
+def validate_trace(
+    profile: Annotated[str, typer.Argument(metavar="FILE", help="A PyTorch profile, .json or .json.gz.")],
+    scenario: Annotated[str, typer.Option(metavar="NAME", help="Whose chunk pair it is; else DualPipe's.")] = "",
+    json: AsJson = False,
+) -> None:
+    """Read a profile of kernels: streams, overlap, what takes the time; of a chunk pair also what was predicted."""
+    from sextant.studies import trace_table
+
+    found = trace_table.judged(profile, _question(scenario) if scenario else None)
+    _print_json(found.as_json()) if json else _put(found.text(), sys.stdout)
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def measure(context: typer.Context) -> None:
     """Measure kernels on this machine's GPU or CPU; sextant measure --help lists its options. Needs torch."""

@@ -171,8 +171,8 @@ def _family(
 
 
 def _makes_sense(name: str, pipeline: float, virtual: float, space: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether this is a plan of its own: without a pipeline every schedule is the same, and only interleaved has several
-    virtual stages, of which one is 1F1B."""
+    """Whether this is a plan of its own: without a pipeline every schedule is the same, and only interleaved has
+    several virtual stages, of which one is 1F1B."""
     if pipeline == 1:
         return virtual == space["virtual_stages"][0] and name == ("1f1b" if "1f1b" in space["schedule"] else name)
     several = any(v > 1 for v in space["virtual_stages"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sextant.simulator.kernels import BYTES
 from sextant.simulator.kernels.expert_exchange import N_SMS as EXCHANGE_SMS
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops import attention, engram, feedforward, hyperconnection
-from sextant.workloads.ops.linear import linear
-from sextant.workloads.ops.memory import Place, input_gradient_sum, moved, norm, residual_norm
+from sextant.workloads.ops.linear import cast, linear
+from sextant.workloads.ops.memory import Place, moved, norm, residual_norm
 from sextant.workloads.parameters import has_experts, has_streams
 
 #: Modes of the expert-exchange kernels: throughput for training and prefill, low latency for decode.
@@ -92,15 +93,14 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     attn, mlp = shape.place(part, "attention"), shape.place(part, "mlp")
     ops = attention_half(part, model, shape)
     # Router and norm belong to the attention block: they must be done before the dispatch can start.
-    ops += into_sublayer("mlp", attn, m, model)
+    # Its normalised input is made again where its products' gradients need it.
+    norms = into_sublayer("mlp", attn, m, model)
+    ops += [replace(op, block="mlp") if op.name == "mlp_norm_recompute" else op for op in norms]
     ops += feedforward.router(attn, m, model)
     if recipe.quantised:
         ops.append(feedforward.cast("dispatch_cast", attn, m * model.hidden_size))
-    if attn.training:
-        # Both the router and the experts read the normalised input.
-        ops.append(input_gradient_sum("mlp", attn, m, model.hidden_size))
-        if recipe.quantised:
-            ops.append(feedforward.cast("combine_grad_cast", mlp, m * model.hidden_size, "backward_input"))
+    if shape.phase == "training":
+        ops += _around_experts(attn, mlp, m * model.hidden_size, recipe)
     mode = LOW_LATENCY if shape.phase == "decode" else NORMAL
     ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots, shape.n_comm_sms)
     if bool(model.n_shared_experts > 0):
@@ -110,6 +110,25 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     # The streams take the layer's output up when the combine has brought it, whatever else the layer still does.
     ops += out_of_sublayer("mlp", shape.place(part, "streams"), m, model)
     return ops + _forward_again(ops, shape)
+
+
+def _around_experts(attn: Place, mlp: Place, elements: Num, recipe: Recipe) -> list[Op]:
+    """What the backward pass of a MoE layer runs besides, on a residual of so many elements.
+
+    The sum of the router's and the experts' input gradients. In FP8 also the cast of the output gradient before it is
+    sent, on the stream that sends it; and that of a normalised input that is made again, to FP8 and back, so that the
+    weight gradient sees what the product saw.
+    """
+    size, fp8 = 2.0 * elements, BYTES["fp8_block"] * elements
+    ops = [moved("mlp_input_gradient_sum", attn, 2.0 * size, size, "backward_input", sharded=())]
+    if not recipe.quantised:
+        return ops
+    sent = cast("combine_backward_cast", attn, elements, "backward_input")
+    ops.append(replace(sent, block="combine_backward", stream="communication"))
+    if "norm" in mlp.recompute:
+        ops.append(cast("mlp_input_cast_recompute", mlp, elements, "backward_input"))
+        ops.append(moved("mlp_input_load", mlp, fp8, size, "backward_input", sharded=()))
+    return ops
 
 
 def _forward_again(ops: list[Op], shape: Shape) -> list[Op]:

@@ -8,7 +8,7 @@ from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops.linear import linear
-from sextant.workloads.ops.memory import Place, input_gradient_sum, moved, norm
+from sextant.workloads.ops.memory import Place, moved, norm
 
 #: The library of attention kernels in training (``simulator.kernels.attention``).
 TRAINING_LIBRARY = "cudnn"
@@ -69,27 +69,6 @@ def mla_expanded(place: Place, model, recipe: Recipe, batch: Num, seq: Num, kv_l
             moved("attention_output_load", place, BYTES[recipe.saved_attention] * size, 2.0 * size, "backward_input")
         )
     ops += linear("o_proj", place, m, model.hidden_size, width, recipe, split="k")
-    return ops + (_training_copies(place, model, m) if place.training else [])
-
-
-def _training_copies(place: Place, model, m: Num) -> list[Op]:
-    """What the published DualPipe trace moves besides: the latents cut from the outputs of their products, the
-    attention's output and its gradient scaled, gradients of the rotary key summed over heads, gradients of the
-    normalised input summed over the two down-projections."""
-    hidden, heads = 2.0 * m * model.hidden_size, model.num_attention_heads
-    latent = 2.0 * m * (model.q_lora_rank + model.kv_lora_rank)
-    rotary = 2.0 * m * model.qk_rope_head_dim
-    ops = [
-        moved("latent_copy", place, latent, latent, sharded=()),
-        moved("output_scale", place, hidden, hidden),
-        moved("output_scale_backward", place, hidden, hidden, "backward_input"),
-        moved("rotary_key_sum_backward", place, heads * rotary, rotary, "backward_input"),
-        moved("latent_join_backward", place, latent, latent, "backward_input", ()),
-    ]
-    if "norm" in place.recompute:
-        ops.append(moved("latent_copy_recompute", place, latent, latent, "backward_input", ()))
-    if _has_query_latent(model):
-        ops.append(input_gradient_sum("attention", place, m, model.hidden_size))
     return ops
 
 
@@ -143,7 +122,20 @@ def _down(place: Place, model, recipe: Recipe, m: Num) -> list[Op]:
         ops += norm("q_norm", place, m, model.q_lora_rank)
     width = model.kv_lora_rank + model.qk_rope_head_dim
     ops += linear("kv_a_proj", place, m, width, model.hidden_size, recipe)
+    if place.training:
+        ops += _shared_input(place, m, model.hidden_size, width)
     return ops + norm("kv_norm", place, m, model.kv_lora_rank)
+
+
+def _shared_input(place: Place, m: Num, hidden: Num, width: Num) -> list[Op]:
+    """What training pays for two products of one input, and for two parts of one output of ``width``: both parts are
+    copied, their gradients are joined by filling, copying and adding, and the two input gradients are added."""
+    latent, residual = 2.0 * m * width, 2.0 * m * hidden
+    return [
+        moved("latent_split_copy", place, latent, latent, sharded=()),
+        moved("latent_join_backward_copy", place, 3.0 * latent, 4.0 * latent, "backward_input", sharded=()),
+        moved("attention_input_gradient_sum", place, 2.0 * residual, residual, "backward_input", sharded=()),
+    ]
 
 
 def _query(place: Place, model, recipe: Recipe, m: Num, width: Num) -> list[Op]:
@@ -165,6 +157,8 @@ def _up(place: Place, model, recipe: Recipe, m: Num) -> list[Op]:
     ops.append(moved("value_copy", place, value, value))
     if place.training:
         ops.append(moved("rope_backward", place, query, query, "backward_input"))
+        rope = 2.0 * m * model.qk_rope_head_dim
+        ops.append(moved("key_rope_gradient_sum", place, rope * heads, rope, "backward_input"))
         ops.append(moved("key_value_split_backward", place, query + value, nope + value, "backward_input"))
     return ops
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
-from sextant.workloads.ops.linear import cast, linear, scales, weight_transpose
+from sextant.workloads.ops.linear import cast, linear, requantised, scale_transpose, weight_transpose
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.traffic import node_limit
 
-#: Small kernels over the scores of all experts besides the selection, forward and backward, in training code.
-_SCORE_KERNELS, _SCORE_KERNELS_BACKWARD = 25.0, 26.0
+#: Elementwise passes over the scores of all experts that the backward pass of a training router makes (normalisation,
+#: sigmoid, auxiliary loss, one operation of the library each), counted in the published trace.
+_ROUTER_PASSES = 13.0
 
 
 def swiglu(
@@ -49,14 +50,15 @@ def gated(
     """A dense gated feed-forward: up and gate in one product (2 x width, hidden), SwiGLU, down (hidden, width).
 
     A product that is made again in FP8 comes transposed, as the weight gradient reads it, and needs no re-quantisation.
-    A shared expert in training takes its input and its output gradient as they are ``exchanged``: cast already.
+    ``exchanged``: input and output gradient are those of routed experts too; training code that sends them in FP8 has
+    cast them already.
     """
-    shared = exchanged and place.training and recipe.dispatch.startswith("fp8")
-    ops = linear(name + "_up_gate", place, m, 2 * width, hidden, recipe, split="n", quantised_input=shared)
+    sent = exchanged and place.training and recipe.quantised and recipe.dispatch == recipe.linear
+    ops = linear(name + "_up_gate", place, m, 2 * width, hidden, recipe, split="n", quantised_input=sent)
     ops += swiglu(name + "_swiglu", place, m, width, recipe, ("tensor",), fused=not recipe.quantised)
     down = linear(
         name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised,
-        quantised_gradient=shared,
+        quantised_gradient=sent,
     )  # fmt: skip
     made = "swiglu" in place.recompute
     return ops + [op for op in down if not (made and op.name == name + "_down_requant_transpose")]
@@ -65,9 +67,7 @@ def gated(
 def router(place: Place, m: Num, model) -> list[Op]:
     """Expert scores in BF16 (a plain product), then top-k selection over FP32 scores.
 
-    Training code selects with library kernels (variant ``topk``), serving engines with one fused kernel. Scores,
-    limits on groups, masks and the balance loss are small kernels over all scores besides, and so is their backward
-    pass: 25 and 26 of them in the published DualPipe trace.
+    Training code selects with library kernels (variant ``topk``), serving engines with one fused kernel.
     """
     hidden, n_experts = model.hidden_size, model.n_routed_experts
     ops = [_router_gemm("router", place, {"m": m, "n": n_experts, "k": hidden}, "forward", "")]
@@ -75,11 +75,9 @@ def router(place: Place, m: Num, model) -> list[Op]:
     variant = "topk" if place.training else ""
     ops.append(moved("router_topk", place, 4.0 * m * n_experts, selected, sharded=(), variant=variant))
     if place.training:
-        size = 4.0 * m * n_experts
-        small = replace(place, count=_SCORE_KERNELS * place.count)
-        ops.append(moved("router_scores", small, size, size, sharded=()))
-        small = replace(place, count=_SCORE_KERNELS_BACKWARD * place.count)
-        ops.append(moved("router_scores_backward", small, size, size, "backward_input", ()))
+        scores = 4.0 * m * n_experts
+        passes = replace(place, count=_ROUTER_PASSES * place.count)
+        ops.append(moved("router_topk_backward", passes, scores, scores, "backward_input", sharded=()))
         shape = {"m": m, "n": hidden, "k": n_experts}
         ops.append(_router_gemm("router_dgrad", place, shape, "backward_input", ""))
         shape = {"m": n_experts, "n": hidden, "k": m}
@@ -132,10 +130,10 @@ def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Nu
     ops += [_pairs("permute", place, pairs * inp, pairs * inp, variant="permute")]
     ops += _grouped("expert_up_gate", place, experts, pairs, 2 * width, hidden, recipe)
     ops += swiglu("expert_swiglu", place, pairs, width, recipe, ("tensor",))
-    arrives = recipe.dispatch.startswith("fp8")
     ops += _grouped(
-        "expert_down", place, experts, pairs, hidden, width, recipe, made="swiglu" in place.recompute, arrives=arrives
-    )
+        "expert_down", place, experts, pairs, hidden, width, recipe, made="swiglu" in place.recompute,
+        quantised_gradient=recipe.quantised and recipe.dispatch == recipe.linear,
+    )  # fmt: skip
     ops.append(_pairs("unpermute", place, 2.0 * pairs * hidden, 2.0 * received * hidden))
     if place.training:
         # The gradient of a routing weight is a sum over the width of the product times the gradient behind it.
@@ -160,13 +158,13 @@ def _grouped(
     recipe: Recipe,
     *,
     made: bool = False,
-    arrives: bool = False,
+    quantised_gradient: bool = False,
 ) -> list[Op]:
     """A linear layer per expert: (pairs/experts, k) to (pairs/experts, n), three phases, casts as in ``linear``.
 
-    An input that the backward pass has ``made`` again is BF16 when it is cast column-wise, not the saved FP8. A
-    gradient that ``arrives`` in FP8 is re-quantised for the weight gradient instead of cast. Weights are transposed in
-    the forward pass.
+    An input that the backward pass has ``made`` again is BF16 and cast column-wise at once, not the saved FP8 and with
+    the weight gradient. Where the published trace has them: weights are transposed in the forward pass, and a
+    ``quantised_gradient`` with its weight gradient.
     """
     split = {"expert": ("groups", "*tokens_per_group"), "tensor": ("tokens_per_group",)}
     fmt, per = recipe.linear, pairs / experts
@@ -182,23 +180,22 @@ def _grouped(
     ops = [product("", "forward", {"groups": experts, "tokens_per_group": per, "n": n, "k": k})]
     if place.training:
         if fp8:
-            ops.append(weight_transpose(name, place, experts * n * k, "forward", ("tensor", "expert")))
-            ops.append(scales(name + "_scales", place, pairs * k, sharded=("tensor",)))
-            ops.append(scales(name + "_grad_scales", place, pairs * n, "backward_input", ("tensor",)))
-            if not arrives:
-                ops.append(cast(name + "_grad_cast", place, pairs * n, "backward_input", ("tensor",)))
+            ops.append(scale_transpose(name, place, pairs * k, sharded=("tensor",)))
+            ops.append(weight_transpose(name, place, 1.0 * experts * n * k, "forward", ("expert", "tensor")))
+            ops.append(scale_transpose(name + "_grad", place, pairs * n, "backward_input", ("tensor",)))
+        if fp8 and not quantised_gradient:
+            ops.append(cast(name + "_grad_cast", place, pairs * n, "backward_input", ("tensor",)))
         shape = {"groups": experts, "tokens_per_group": per, "n": k, "k": n}
         ops.append(product("_dgrad", "backward_input", shape))
+        if fp8 and quantised_gradient:
+            grad = name + "_grad_requant_transpose"
+            ops.append(requantised(grad, place, pairs * n, "backward_weight", ("tensor",)))
+        elif fp8:
+            ops.append(cast(name + "_grad_cast_transpose", place, pairs * n, "backward_input", ("tensor",)))
         if fp8:
-            size = BYTES["fp8_block"] * pairs * n
-            if arrives:
-                again = name + "_grad_requant_transpose"
-                ops.append(moved(again, place, size, size, "backward_weight", variant="transpose"))
-            else:
-                ops.append(cast(name + "_grad_cast_transpose", place, pairs * n, "backward_input", ("tensor",)))
             size = BYTES["fp8_block"] * pairs * k
-            read = 2.0 * pairs * k if made else size
-            ops.append(moved(name + "_requant_transpose", place, read, size, "backward_weight", variant="transpose"))
+            read, when = (2.0 * pairs * k, "backward_input") if made else (size, "backward_weight")
+            ops.append(moved(name + "_requant_transpose", place, read, size, when, variant="transpose"))
         shape = {"groups": experts, "tokens_per_group": n, "n": k, "k": per}
         ops.append(product("_wgrad", "backward_weight", shape, "wgrad"))
     return ops

@@ -17,6 +17,29 @@ def cast(name: str, place: Place, elements: Num, phase: str = "forward", sharded
     return moved(name, place, 2.0 * elements, BYTES["fp8_block"] * elements, phase, sharded, "cast")
 
 
+def requantised(
+    name: str, place: Place, elements: Num, phase: str = "backward_input", sharded: tuple[str, ...] = ()
+) -> Op:
+    """FP8 with scales along the rows to FP8 of the transpose with scales along its rows, as a weight gradient reads."""
+    size = BYTES["fp8_block"] * elements
+    return moved(name, place, size, size, phase, sharded, "transpose")
+
+
+def scale_transpose(
+    name: str, place: Place, elements: Num, phase: str = "forward", sharded: tuple[str, ...] = ()
+) -> Op:
+    """FP32 scales of an FP8 operand, one per 128 elements, from rows to columns: a product loads those of many rows at
+    once. A kernel of its own in training code; serving engines write them so when they cast."""
+    size = 4.0 / 128.0 * elements
+    return moved(name + "_scale_transpose", place, size, size, phase, sharded)
+
+
+def weight_transpose(name: str, place: Place, elements: Num, phase: str, sharded: tuple[str, ...] = ()) -> Op:
+    """FP8 weights transposed, each read and written once: tensor cores take FP8 operands along the reduction alone, and
+    an input gradient reduces over a weight's other dimension. Published training code does it per micro-batch."""
+    return moved(name + "_weight_transpose", place, elements, elements, phase, sharded)
+
+
 def linear(
     name: str,
     place: Place,
@@ -34,10 +57,8 @@ def linear(
 
     FP8: the input is cast before the product (unless ``quantised_input``), the output gradient is cast row-wise for
     the input gradient and column-wise for the weight gradient, and the saved input is re-quantised column-wise, since
-    scales run along the reduction (DeepSeek-V3 report s3.5.2). A gradient that arrives in FP8 (``quantised_gradient``)
-    is re-quantised column-wise instead. Weights lie in memory for the forward product and are transposed for the input
-    gradient in every pass, and so are the scales of both inputs, as in the published DualPipe trace. ``format``
-    overrides the recipe's.
+    scales run along the reduction (DeepSeek-V3 report s3.5.2). A ``quantised_gradient`` came in FP8, as the exchange of
+    experts sends it, and is only re-quantised. ``format`` overrides the recipe's.
     """
     fmt = format or recipe.linear
     fp8 = fmt == "fp8_block"
@@ -47,21 +68,14 @@ def linear(
     if fp8 and not quantised_input:
         ops.append(cast(name + "_cast", place, m * k, sharded=rows))
     if fp8 and place.training:
-        ops.append(scales(name + "_scales", place, m * k, sharded=rows))
+        ops.append(scale_transpose(name, place, m * k, sharded=rows))
     ops.append(_gemm(name, place, fmt, {"m": m, "n": n, "k": k}, "forward", split, ""))
     if place.training:
         if fp8:
-            if quantised_gradient:
-                size = BYTES["fp8_block"] * m * n
-                again = moved(name + "_grad_requant_transpose", place, size, size, "backward_input", cols, "transpose")
-                ops.append(again)
-            else:
-                ops.append(cast(name + "_grad_cast", place, m * n, "backward_input", cols))
-                ops.append(cast(name + "_grad_cast_transpose", place, m * n, "backward_input", cols))
-            ops.append(scales(name + "_grad_scales", place, m * n, "backward_input", cols))
-            ops.append(weight_transpose(name, place, n * k, "backward_input", (rows or cols)))
-            size = BYTES["fp8_block"] * m * k
-            ops.append(moved(name + "_requant_transpose", place, size, size, "backward_input", rows, "transpose"))
+            ops += _gradient_casts(name, place, m * n, cols, quantised_gradient)
+            ops.append(requantised(name + "_requant_transpose", place, m * k, sharded=rows))
+            ops.append(scale_transpose(name + "_grad", place, m * n, "backward_input", cols))
+            ops.append(weight_transpose(name, place, 1.0 * n * k, "backward_input", ("tensor",) if split else ()))
         grads = _INPUT_GRADIENT.get(split, "")
         ops.append(_gemm(name + "_dgrad", place, fmt, {"m": m, "n": k, "k": n}, "backward_input", grads, ""))
         grads = _WEIGHT_GRADIENT.get(split, "")
@@ -69,17 +83,13 @@ def linear(
     return ops
 
 
-def scales(
-    name: str, place: Place, elements: Num, phase: str = "forward", sharded: tuple[str, ...] = (), access: str = ""
-) -> Op:
-    """The FP32 scales of an FP8 operand, one per 128 elements, brought into the order in which a product reads them."""
-    size = 4.0 / 128.0 * elements
-    return moved(name, place, size, size, phase, sharded, access)
-
-
-def weight_transpose(name: str, place: Place, elements: Num, phase: str, sharded: tuple[str, ...] = ()) -> Op:
-    """FP8 weights written along their other dimension: one byte read and one written per element."""
-    return moved(name + "_weight_transpose", place, 1.0 * elements, 1.0 * elements, phase, sharded, "transpose")
+def _gradient_casts(name: str, place: Place, elements: Num, sharded: tuple[str, ...], quantised: bool) -> list[Op]:
+    if quantised:
+        return [requantised(name + "_grad_requant_transpose", place, elements, sharded=sharded)]
+    return [
+        cast(name + suffix, place, elements, "backward_input", sharded)
+        for suffix in ("_grad_cast", "_grad_cast_transpose")
+    ]
 
 
 def _gemm(name: str, place: Place, fmt: str, shape: dict[str, Num], phase: str, split: str, variant: str) -> Op:
