@@ -32,12 +32,12 @@ SUSTAINED = (
     "0.86 of the speed of millisecond runs, measured on an H200 under a lasting mix of products, attention and memory"
 )
 #: The same on two H100s (validate/data/measured/h100_sustained_0.csv and _1.csv), whose slower memory leaves the tensor
-#: cores more of the power: products alone keep 0.845, the mix, 30% of it memory-bound, 0.90 (4894 - 1581) / (5275 - 1581);
-#: in between for layers of DeepSeek-V3 in training, 24% of whose compute is memory-bound.
+#: cores more of the power: products alone keep 0.845; the mix, 30% of it memory-bound, keeps (4894 - 1581) / (5275 -
+#: 1581) = 0.90. In between for layers of DeepSeek-V3 in training, 24% of whose compute is memory-bound.
 SUSTAINED_CLOCK_H100 = 0.89
 SUSTAINED_H100 = (
-    "0.89 of the speed of millisecond runs: two H100s under lasting load keep 0.845 in products alone and 0.90 in a mix, "
-    "30% of it memory-bound"
+    "0.89 of the speed of millisecond runs: two H100s under lasting load keep 0.845 in products alone and 0.90 in a "
+    "mix, 30% of it memory-bound"
 )
 FULL_CLOCK = "assumed: 1.0, no measurement of lasting load"
 

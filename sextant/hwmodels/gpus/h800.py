@@ -34,7 +34,7 @@ DEVICE = Device(
         "power_w": "unconfirmed: 700 W as H100 SXM5",
         "price_usd_per_h": "2 USD/h, the rental price DeepSeek's own cost figure assumes (DeepSeek-V3 report Table 1)",
         "clock_spread": SPREAD,
-        "clock_under_load": f"assumed: {SUSTAINED_H100}; times 1600 of 1634 MHz: FlashMLA's authors see an H800 throttle to "
-        "about 1600 MHz (docs 20250422-new-kernel-deep-dive), where the H100s keep 1634 MHz in attention",
+        "clock_under_load": f"assumed: {SUSTAINED_H100}; times 1600 of 1634 MHz: FlashMLA's authors see an H800 "
+        "throttle to about 1600 MHz (docs 20250422-new-kernel-deep-dive), where the H100s keep 1634 MHz in attention",
     },
 )
