@@ -314,6 +314,22 @@ def validate_transfer(
         _put(found.text(), sys.stdout)
 
 
+@validate_app.command("ranks")
+def validate_ranks(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Files that sextant measure ranks wrote.")],
+    device: Annotated[str, typer.Option(metavar="NAME", help="The GPU that was measured.")] = "h100",
+    json: AsJson = False,
+) -> None:
+    """Predict what several GPUs of one host took together, and show the errors of each kind."""
+    from sextant.validate.node import judged
+
+    found = judged.judged(folder, device)
+    if json:
+        _print_json(judged.as_json(found))
+    else:
+        _put(judged.table(found), sys.stdout)
+
+
 @validate_app.command("models")
 def validate_models(
     case: Annotated[str, typer.Argument(metavar="CASE", help="One case, by what its kernels compute.")] = "",
