@@ -22,6 +22,8 @@ from sextant.simulator.pipeline import ChunkSeconds, simulate
 from sextant.simulator.types import Cluster
 from sextant.validate.fit import read_rows
 from sextant.validate.fit_collective import even_all_to_all, plain_case
+from sextant.validate.node import layer_cases
+from sextant.validate.node.layer_cases import SMALL, V3
 from sextant.validate.prediction import predict
 from sextant.validate.solver import Errors, errors
 from sextant.validate.transfer import transferred
@@ -114,7 +116,8 @@ def beside(rows: Sequence[Row], cluster: Cluster) -> Pairs:
 
 
 def pipeline(rows: Sequence[Row], cluster: Cluster) -> Pairs:
-    """The step that the event engine makes of the stages' times alone, and the message."""
+    """The step that the event engine makes of the stages' times alone; the message; a stage from its kernels, once for
+    all rows that measured it in one run."""
     found: Pairs = []
     for row in rows:
         forward, backward = (tuple(float(us) for us in row[f"{name}_us"].split()) for name in ("forward", "backward"))
@@ -128,6 +131,18 @@ def pipeline(rows: Sequence[Row], cluster: Cluster) -> Pairs:
             "message_elements": float(row["n_tokens"]) * float(row["hidden"]),
         }  # fmt: skip
         found.append(("message to the next stage", predicted_us([message], cluster)[0], float(row["send_us"])))
+        found += _stages(row, cluster)
+    return list(dict.fromkeys(found))
+
+
+def _stages(row: Row, cluster: Cluster) -> Pairs:
+    """Forward and backward of every stage, as the sum of its kernels one after the other."""
+    width = V3 if row["hidden"] == str(V3.hidden) else SMALL
+    found: Pairs = []
+    for name, kernels in (("forward", layer_cases.forward), ("backward", layer_cases.backward)):
+        sum_us = sum(predicted_us(kernels(width, float(row["n_tokens"])), cluster))
+        for us in row[f"{name}_us"].split():
+            found.append((f"{name} of a stage, from its kernels", float(row["n_layers"]) * sum_us, float(us)))
     return found
 
 
