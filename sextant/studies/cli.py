@@ -324,10 +324,7 @@ def validate_ranks(
     from sextant.validate.node import judged
 
     found = judged.judged(folder, device)
-    if json:
-        _print_json(judged.as_json(found))
-    else:
-        _put(judged.table(found), sys.stdout)
+    _print_json(judged.as_json(found)) if json else _put(judged.table(found), sys.stdout)
 
 
 @validate_app.command("models")
