@@ -7,24 +7,28 @@ Libraries are imported inside the commands, so that ``--help`` and completion an
 from __future__ import annotations
 
 import io
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import sextant
-from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.errors import InputError
+from sextant.studies import cli_validate
+from sextant.studies.console import answer_of as _answer
+from sextant.studies.console import notes as _notes
+from sextant.studies.console import plain
+from sextant.studies.console import print_json as _print_json
+from sextant.studies.console import put as _put
+from sextant.studies.console import question as _question
+from sextant.studies.console import say as _say
 
 if TYPE_CHECKING:
-    from sextant.studies.report import Answer
-    from sextant.studies.scenario import Question
+    pass
 
 #: Exit codes, as documented.
 ANSWERED, NOTHING_FEASIBLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-#: A sweep of fewer points is over before a progress bar is drawn.
-_BAR_POINTS = 2000
 #: A file of fewer kernel cases is over before its progress is worth a line.
 _PROGRESS_ROWS = 200_000
 
@@ -32,8 +36,7 @@ app = typer.Typer(
     name="sextant", help=sextant.__doc__, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-validate_app = typer.Typer(help="Compare predictions with what was published or measured.", no_args_is_help=True)
-app.add_typer(validate_app, name="validate")
+app.add_typer(cli_validate.app, name="validate")
 
 File = Annotated[str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a shipped one.")]
 Sets = Annotated[
@@ -72,24 +75,6 @@ def _guarded() -> int:
         text = error.format_message()  # type: ignore[attr-defined]
         _say(text if text.startswith("Usage") else f"error: {plain(text)} (sextant --help lists what there is)")
         return BAD_INPUT
-
-
-def plain(text: str) -> str:
-    """``text`` on one line, with everything that a terminal might obey escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _say(text: str) -> None:
-    """A message on stderr."""
-    _put(text, sys.stderr)
-
-
-def _put(text: str, file: TextIO) -> None:
-    """Print and flush; a reader that has gone away (``| head -1``) has seen enough and changes no exit code."""
-    try:
-        print(text, file=file, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def _version(wanted: bool) -> None:
@@ -263,89 +248,6 @@ def import_(
         _put(import_report.text(summary), sys.stdout)
 
 
-@validate_app.command("published")
-def validate_published(
-    json: AsJson = False,
-    prefix: Annotated[str, typer.Argument(help="Only figures whose id starts so.")] = "",
-) -> None:
-    """Predict every published figure that this version can, and show the errors."""
-    from sextant.studies import judged, tables
-
-    rows = judged.published_errors(prefix)
-    if json:
-        _print_json(rows)
-    else:
-        _put(tables.judged(rows), sys.stdout)
-
-
-@validate_app.command("kernels")
-def validate_kernels(
-    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured kernels are shipped.")] = "h200",
-    all_rows: Annotated[bool, typer.Option("--all-rows", help="Also the kernels that fits have seen.")] = False,
-    json: AsJson = False,
-) -> None:
-    """Predict the shipped measured kernels that no fit has seen, and show the errors of each kind."""
-    from dataclasses import asdict
-
-    from sextant.studies import kernel_errors
-
-    found = kernel_errors.judged(device)
-    rows = kernel_errors.errors(found if all_rows else found.only(found.held_out))
-    if json:
-        _print_json([asdict(row) for row in rows])
-    else:
-        _put(kernel_errors.table(rows), sys.stdout)
-
-
-@validate_app.command("transfer")
-def validate_transfer(
-    source: Annotated[str, typer.Option("--from", metavar="NAME", help="The GPU whose fits predict.")] = "h100",
-    target: Annotated[str, typer.Option("--to", metavar="NAME", help="The GPU whose kernels are predicted.")] = "h200",
-    rows: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Measured kernels of the target.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Predict one GPU's kernels from its datasheet and another GPU's fits, and show the errors of each kind."""
-    from sextant.studies import transfer_errors
-
-    found = transfer_errors.study(source, target, rows or ())
-    if json:
-        _print_json(found.as_json())
-    else:
-        _put(found.text(), sys.stdout)
-
-
-@validate_app.command("models")
-def validate_models(
-    case: Annotated[str, typer.Argument(metavar="CASE", help="One case, by what its kernels compute.")] = "",
-    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured models are shipped.")] = "h200",
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows as CSV.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Predict the shipped measured models, which no fit has seen, and show the error of each."""
-    from sextant.studies import whole_table
-
-    found = whole_table.judged(device, case)
-    if out:
-        whole_table.write(found.rows, out)
-    if json:
-        _print_json(found.as_json())
-    else:
-        _put(found.text(), sys.stdout)
-
-
-@validate_app.command("trace")
-def validate_trace(
-    profile: Annotated[str, typer.Argument(metavar="FILE", help="A PyTorch profile, .json or .json.gz.")],
-    scenario: Annotated[str, typer.Option(metavar="NAME", help="Whose chunk pair it is; else DualPipe's.")] = "",
-    json: AsJson = False,
-) -> None:
-    """Read a profile of kernels: streams, overlap, what takes the time; of a chunk pair also what was predicted."""
-    from sextant.studies import trace_table
-
-    found = trace_table.judged(profile, _question(scenario) if scenario else None)
-    _print_json(found.as_json()) if json else _put(found.text(), sys.stdout)
-
-
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def measure(context: typer.Context) -> None:
     """Measure kernels on this machine's GPU or CPU; sextant measure --help lists its options. Needs torch."""
@@ -373,47 +275,3 @@ def fit(context: typer.Context) -> None:
     except SystemExit as stopped:  # argparse has said what is wrong, or shown its help
         code = stopped.code
     raise typer.Exit(code if isinstance(code, int) else BAD_INPUT)
-
-
-def _question(scenario: str, sets: list[str] | None = None) -> Question:
-    from sextant.studies import answer, catalogue
-
-    found = answer.locate(scenario)
-    if "\n" not in scenario and not Path(found).exists():
-        known = catalogue.scenario_names()
-        remedy = nearest(scenario, known)
-        raise InputError(f"{scenario}: there is no such file, nor a shipped scenario of that name; {remedy}")
-    return answer.question(scenario, sets or ())
-
-
-def _answer(asked: Question, n_workers: int = 1) -> Answer:
-    from sextant.studies import axes, workers
-    from sextant.studies.report import Answer
-
-    total = axes.n_points(asked.scenario.axes)
-    if total < _BAR_POINTS or not sys.stderr.isatty():
-        return Answer(question=asked, result=workers.answer(asked, n_workers))
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("points", total=total)
-        return Answer(
-            question=asked, result=workers.answer(asked, n_workers, lambda done: bar.update(task, completed=done))
-        )
-
-
-def _notes(answer: Answer) -> None:
-    from sextant.studies import report
-
-    for warning in answer.result.warnings:
-        _say(f"note: {plain(warning)}")
-    changed = report.changed(answer)
-    if changed and answer.question.published and answer.n_points == 1:
-        _say(f"note: the published figures are of the scenario without --set {plain(', '.join(changed))}")
-
-
-def _print_json(value: object) -> None:
-    from sextant.studies.report import dumps
-
-    _put(dumps(value), sys.stdout)

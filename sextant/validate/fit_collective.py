@@ -37,6 +37,9 @@ COLLECTIVE_BOUNDS = {
     "setup_bytes": Bounds(start=1e5, low=1e3, high=1e7),
 }
 
+#: What tells groups of different sizes apart.
+_BY_GROUP = ("pair_loss", "step_s")
+
 NORMAL_BOUNDS = {
     "infiniband_efficiency": Bounds(start=0.9, low=0.3, high=1.0),
     "nvlink_efficiency": Bounds(start=0.7, low=0.3, high=1.0),
@@ -85,12 +88,32 @@ def collective_op(rows: Sequence[Row]) -> Op:
     return operators.collective(op, columns(rows, op), size)
 
 
+def even_all_to_all(n_gpus: float, busiest_bytes: float) -> dict[str, str | float]:
+    """The all_to_all of equal parts, in bf16, that moves as many bytes per rank as the busiest rank of an uneven one
+    sends to others or gets from them."""
+    elements = busiest_bytes / operators.message_bytes("bf16") * n_gpus / (n_gpus - 1.0)
+    return {"op": "all_to_all", "format": "bf16", "n_gpus": n_gpus, "message_elements": elements}
+
+
+def plain_case(row: Row) -> dict[str, str | float]:
+    """A row that ``node.collectives`` measured as a case of the law, which knows neither variants nor bystanders: what
+    an uneven all_to_all moves at its busiest, and send_recv as one pair, both ways as fast as one."""
+    case: dict[str, str | float] = {name: row[name] for name in ("op", "format", "n_gpus", "message_elements")}
+    if row["op"] == "all_to_all" and row.get("variant"):
+        size = operators.message_bytes(str(row["format"]))
+        return even_all_to_all(float(row["n_gpus"]), size * float(row["busiest_elements"]))
+    return {**case, "n_gpus": 2.0} if row["op"] == "send_recv" else case
+
+
 def fit_collective(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: float, source: str = "") -> Fitted:
     """The block ``collective`` from NVLink rows; whole message sizes (bytes) are held out.
 
-    BF16 all_reduce rows on more than two GPUs are left out, in fitting and in judging: there NCCL may add inside the
-    NVLink switches, which is not modelled (the int8 rows cannot, and stay in).
+    Rows without a time and variants (uneven parts, both ways) take no part: those are judges. Rows of one group size
+    cannot tell what grows with it: ``pair_loss`` and ``step_s`` then stay those of ``device``'s own block, or where
+    the search would start. BF16 all_reduce rows on more than two GPUs are left out, in fitting and in judging: there
+    NCCL may add inside the NVLink switches, which is not modelled (the int8 rows cannot, and stay in).
     """
+    rows = [{**r, **plain_case(r)} for r in rows if r.get("us", "") != "" and not r.get("variant")]
     rows = [r for r in rows if not (r["op"] == "all_reduce" and r["format"] != "int8" and float(r["n_gpus"]) > 2)]
     rows = sorted(rows, key=lambda r: str(r["op"]))
     measured_s = column(rows, "us") * 1e-6
@@ -102,7 +125,14 @@ def fit_collective(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: floa
         cluster = node_cluster(with_fit(device, "collective", fit), nvlink_bytes_per_s)
         return np.concatenate([np.asarray(estimate(op, cluster).seconds) for op in ops])[chosen]
 
-    return solve("collective", COLLECTIVE_BOUNDS, predict, measured_s, test, source)
+    fixed: dict[str, float] = {}
+    if len({float(r["n_gpus"]) for r in rows}) == 1:
+        known = device.kernels.get("collective")
+        fixed = {
+            name: float(known.coefficients[name]) if known else COLLECTIVE_BOUNDS[name].start for name in _BY_GROUP
+        }
+    bounds = {name: b for name, b in COLLECTIVE_BOUNDS.items() if name not in fixed}
+    return solve("collective", bounds, predict, measured_s, test, source, fixed)
 
 
 def exchange_ops(rows: Sequence[Row]) -> dict[str, tuple[NDArray[np.bool_], Op]]:

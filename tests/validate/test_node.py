@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
-from sextant.validate.node import collectives, experts, layer, run, work  # noqa: E402
+from sextant.validate.node import collectives, experts, judged, layer, run, work  # noqa: E402
+from sextant.validate.node.layer_cases import SMALL, products  # noqa: E402
 from sextant.validate.node.table import Table  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -37,6 +38,10 @@ def test_two_processes_measure_every_family(tmp_path: Path):
             times = [float(value) for key, value in row.items() if key.endswith("us") and " " not in value]
             assert times and all(value > 0.0 for value in times)
         texts[name] = (tmp_path / f"{name}.csv").read_bytes()
+    found = judged.judged(tmp_path, "h100")
+    assert {row.family for row in found} == set(work.FAMILIES)
+    for row in found:  # of NCCL's own choice of thread blocks nothing is known
+        assert (row.errors is None) == row.kind.endswith("from its time alone"), row
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
     assert texts == {name: (tmp_path / f"{name}.csv").read_bytes() for name in work.FAMILIES}
@@ -112,18 +117,38 @@ def test_popular_experts_lie_on_the_first_rank():
 def test_a_layer_adds_its_experts_in_the_order_of_the_tokens():
     """The permutation to experts and back is that of a loop over pairs."""
     torch.manual_seed(1)
-    made = layer.Layer(layer.SMALL, 12, CPU)
-    y = torch.randn(12, layer.SMALL.hidden).to(torch.bfloat16)
-    expected = torch.zeros(12, layer.SMALL.hidden)
+    made = layer.Layer(SMALL, 12, CPU)
+    y = torch.randn(12, SMALL.hidden).to(torch.bfloat16)
+    expected = torch.zeros(12, SMALL.hidden)
     ends = [0, *made.ends.tolist()]
-    for expert in range(layer.SMALL.n_experts):
+    for expert in range(SMALL.n_experts):
         for pair in made.order[ends[expert] : ends[expert + 1]].tolist():
-            token = pair // layer.SMALL.pairs
+            token = pair // SMALL.pairs
             gate, up = (made.experts_up[expert].float() @ y[token].float()).chunk(2)
             inner = torch.nn.functional.silu(gate) * up
             expected[token] += (made.experts_down[expert].float() @ inner).detach()
     found = made._experts(y).detach().float()
     assert float((found - expected).norm() / expected.norm()) < 2e-2
+
+
+def test_a_layer_has_the_products_that_its_cases_say():
+    """Every dense matrix of the layer is a product of the list, and nothing else is."""
+    made = layer.Layer(SMALL, 12, CPU)
+    matrices = sorted(tuple(p.shape) for p in made.parameters() if p.ndim == 2)
+    assert matrices == sorted(products(SMALL))
+
+
+def test_gradients_of_spread_rows_are_those_of_plain_indexing():
+    """The two permutations are each other's transposes: autograd's own gradients of indexing agree."""
+    torch.manual_seed(1)
+    made = layer.Layer(SMALL, 12, CPU)
+    y = torch.randn(12, SMALL.hidden).to(torch.bfloat16).requires_grad_(True)
+    dy = torch.randn(12, SMALL.hidden).to(torch.bfloat16)
+    (found,) = torch.autograd.grad(made._experts(y), y, dy)
+    inner = layer._activated(made._product(y[made.order // SMALL.pairs], made.experts_up))
+    out = made._product(inner, made.experts_down)[made.place].view(12, SMALL.pairs, -1).sum(1)
+    (expected,) = torch.autograd.grad(out, y, dy)
+    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < 1e-2
 
 
 def _options(tmp_path: Path, **changed) -> Namespace:

@@ -8,7 +8,6 @@ order. No rotary embedding, no router. Weights bf16, gradients added in bf16.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,27 +15,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Width:
-    """Dimensions of a layer; ``pairs`` are (token, expert) pairs per token."""
-
-    hidden: int
-    heads: int
-    query_rank: int
-    rank: int
-    nope: int
-    rope: int
-    value: int
-    expert: int
-    n_experts: int
-    pairs: int
+from sextant.validate.node.layer_cases import Width
 
 
-V3 = Width(
-    hidden=7168, heads=128, query_rank=1536, rank=512, nope=128, rope=64, value=128, expert=2048, n_experts=4, pairs=2
-)
-SMALL = Width(hidden=64, heads=2, query_rank=32, rank=16, nope=16, rope=8, value=16, expert=32, n_experts=4, pairs=2)
+class _Spread(torch.autograd.Function):
+    """Every token's row to each of its pairs, in the order of the experts; backward adds them up again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, pairs: int) -> Tensor:
+        ctx.save_for_backward(order, place)
+        ctx.pairs = pairs
+        return x[order // pairs]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        _, place = ctx.saved_tensors
+        return grads[0][place].view(-1, ctx.pairs, grads[0].shape[1]).sum(1), None, None, None
+
+
+class _Added(torch.autograd.Function):
+    """The rows of a token's pairs, added; backward spreads the gradient as ``_Spread`` does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, pairs: int) -> Tensor:
+        ctx.save_for_backward(order, place)
+        ctx.pairs = pairs
+        return x[place].view(-1, pairs, x.shape[1]).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        order, _ = ctx.saved_tensors
+        return grads[0][order // ctx.pairs], None, None, None
 
 
 class Layer(nn.Module):
@@ -90,10 +99,11 @@ class Layer(nn.Module):
         return F.linear(out.transpose(1, 2).reshape(n, w.heads * w.value), self.output)
 
     def _experts(self, y: Tensor) -> Tensor:
-        rows = y[self.order // self.width.pairs]
+        routing = (self.order, self.place, self.width.pairs)
+        rows: Any = _Spread.apply(y, *routing)
         inner = _activated(self._product(rows, self.experts_up))
-        out = self._product(inner, self.experts_down)[self.place]
-        return out.view(len(y), self.width.pairs, -1).sum(1)
+        added: Any = _Added.apply(self._product(inner, self.experts_down), *routing)
+        return added
 
     def _product(self, x: Tensor, weights: Tensor) -> Tensor:
         return torch._grouped_mm(x, weights.transpose(-2, -1), offs=self.ends)  # pyright: ignore[reportPrivateImportUsage]

@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sextant.simulator.schedule import Work, instructions
-from sextant.validate.node.layer import SMALL, V3, Layer
+from sextant.validate.node.layer import Layer
+from sextant.validate.node.layer_cases import SMALL, V3
 from sextant.validate.node.processes import Ranks
 from sextant.validate.node.timing import span_us, timed
 

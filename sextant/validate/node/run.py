@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the files to write or to continue")
     parser.add_argument("--families", default=",".join(work.FAMILIES), help="which, comma-separated, in this order")
     parser.add_argument("--max-seconds", type=float, default=210.0, help="start no case after this long")
-    parser.add_argument("--case-seconds", type=float, default=30.0, help="give a case up after this long")
+    parser.add_argument("--case-seconds", type=float, default=40.0, help="give a case up after this long")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="few small cases: a check that everything runs")
     parser.add_argument("--no-graphs", action="store_true", help="launch every call; capture none into a graph")

@@ -61,7 +61,7 @@ def meet(ranks: Ranks) -> None:
         if "meeting" not in ranks.kept:
             ranks.kept["meeting"] = torch.zeros(1, device=ranks.device)
         torch.cuda._sleep(SLEEP_CYCLES)
-        dist.all_reduce(ranks.kept["meeting"], group=ranks.group())
+        dist.all_reduce(ranks.kept["meeting"], group=ranks.group("meeting"))
     else:
         dist.barrier(group=ranks.control)
 
