@@ -38,7 +38,8 @@ def device(name: str) -> Device:
     """The GPU called ``name`` with its kernel coefficients; InputError offers the nearest names."""
     module = _module("gpus", "GPU", name, device_names())
     kernels = fits_of(name)
-    source = {**module.DEVICE.source, "kernels": _kernel_source(name, module.FIT)}
+    held = "none: a plan sets SMs aside for communication"
+    source = {**module.DEVICE.source, "n_held_sms": held, "kernels": _kernel_source(name, module.FIT)}
     return replace(module.DEVICE, kernels=kernels, source=source)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+import numpy as np
+
 from sextant.simulator.overlap import Task, busy_s, makespan_s
 from sextant.simulator.types import Num
 
@@ -121,7 +123,10 @@ def _pair(i: int, f: LayerTimes | None, b: LayerTimes | None, last_f: str, last_
     after_f, after_b = tuple(filter(None, [last_f])), tuple(filter(None, [last_b]))
     tasks: list[Task] = []
     if b is not None:
-        tasks.append(Task(name=f"end_b{i}", stream="compute", seconds=b.end_b + b.end_w, after=after_b))
+        end_s = b.end_b + b.end_w
+        # What computes nothing must not queue behind the other compute of the pair before.
+        stream = "compute" if np.any(np.asarray(end_s) > 0.0) else "nothing"
+        tasks.append(Task(name=f"end_b{i}", stream=stream, seconds=end_s, after=after_b))
         tasks.append(Task(name=f"combine_b{i}", stream="communication", seconds=b.combine_b, after=(f"end_b{i}",)))
     if f is not None:
         tasks.append(Task(name=f"attention_f{i}", stream="compute", seconds=f.attention, after=after_f))

@@ -86,7 +86,8 @@ class Device:
 
     Coefficients are of kernels run for milliseconds. ``clock_under_load`` is the share of that speed which the power
     limit leaves to tensor-core work that lasts; 1 for single kernels. ``clock_spread`` is the relative standard
-    deviation of that clock over devices of this kind (``simulator.spread``); 0: all alike.
+    deviation of that clock over devices of this kind (``simulator.spread``); 0: all alike. ``n_held_sms`` are SMs
+    that communication kernels hold, besides the ``n_sms``.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Device:
     price_usd_per_h: Num
     clock_under_load: Num = 1.0
     clock_spread: Num = 0.0
+    n_held_sms: Num = 0.0
     kernels: Mapping[str, KernelFit] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
 

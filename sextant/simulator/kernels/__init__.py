@@ -84,7 +84,8 @@ def with_sms(device: Device, n_sms: Num) -> Device:
     clock = np.minimum(1.0, device.clock_under_load * share**-REST_EXPONENT)
     held_back = np.asarray(device.clock_under_load) < 1.0
     clock = np.where(held_back, clock, device.clock_under_load)[()]
-    return replace(device, n_sms=n_sms, peak_flops_per_s=peaks, clock_under_load=clock)
+    held = device.n_held_sms + device.n_sms - n_sms
+    return replace(device, n_sms=n_sms, n_held_sms=held, peak_flops_per_s=peaks, clock_under_load=clock)
 
 
 #: Products lose this much of their speed for each unit of the HBM bandwidth that a kernel on other SMs moves, beyond

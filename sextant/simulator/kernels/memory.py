@@ -2,6 +2,8 @@
 
 Shape: read_bytes and write_bytes; where its blocks of threads each take one row, also ``rows`` (of the tensors, or the
 pieces that they are cut into) and ``width`` (elements of a row). Without them, rows of ``_ROW_BYTES`` are assumed.
+``whole_waves`` is 1 where a kernel is launched as one wave of blocks over all SMs of the device: when communication
+holds some of them, the blocks left over take a second wave.
 
     seconds   floor_s + cold + the larger of memory and rows (both to a power, so that the smaller adds what it does
               not hide) + summing, times the correction
@@ -85,12 +87,20 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         larger, smaller = np.maximum(memory_s, rows_s), np.minimum(memory_s, rows_s)
         moving_s = larger * (1.0 + (smaller / np.maximum(larger, 1e-30)) ** _OVERLAP_POWER) ** (1.0 / _OVERLAP_POWER)
         launch_s = launch_s + first_s + summing_s
+    moving_s = moving_s * _waves(shape, device)
     seconds = (launch_s + moving_s) * correction(fit, features(shape))
     seconds = np.maximum(seconds, (total - device.l2_bytes) / bandwidth)
     return Estimate(
         seconds=seconds, low=seconds * fit.low, high=seconds * fit.high,
         limits={"memory": moving_s, "launch": launch_s}, provenance=fit.provenance,
     )  # fmt: skip
+
+
+def _waves(shape: Mapping[str, Num], device: Device) -> Num:
+    """How much longer one wave over all SMs takes on those that communication leaves: ``n`` waves of fewer blocks."""
+    share = device.n_sms / (device.n_sms + device.n_held_sms)
+    longer = np.ceil(1.0 / share - 1e-9) * share
+    return np.where(np.asarray(shape.get("whole_waves", 0.0)) > 0.0, longer, 1.0)
 
 
 def _step(size: Num) -> Num:

@@ -69,6 +69,11 @@ def mla_expanded(place: Place, model, recipe: Recipe, batch: Num, seq: Num, kv_l
             moved("attention_output_load", place, BYTES[recipe.saved_attention] * size, 2.0 * size, "backward_input")
         )
     ops += linear("o_proj", place, m, model.hidden_size, width, recipe, split="k")
+    if place.training:
+        # The published trace multiplies the output, and its gradient, by a scalar.
+        size = 2.0 * m * model.hidden_size
+        ops.append(moved("output_scale", place, size, size))
+        ops.append(moved("output_scale_backward", place, size, size, "backward_input"))
     return ops
 
 
