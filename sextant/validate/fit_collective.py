@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import BYTES, estimate
-from sextant.simulator.kernels.expert_exchange import destinations
+from sextant.simulator.kernels.routing import destinations
 from sextant.simulator.types import Cluster, Device, KernelFit, Link, Num, Op, Tier
 from sextant.validate.prediction import operators
 from sextant.validate.solver import (
@@ -142,9 +142,9 @@ def published_row(
         "nvlink_bytes_per_s": nvlink_bytes_per_s, "us": us,
     }  # fmt: skip
     if gigabytes_per_s:
-        routing: dict[str, Num] = {"max_nodes": MAX_NODES, "top_k": 8.0, "n_experts": 256.0}
-        nodes, gpus = destinations({**routing, "n_gpus_per_node": PER_NODE, "n_gpus": n_gpus})
-        copies = float(gpus if n_gpus <= PER_NODE else nodes)
+        op = operators.exchange(f"ep_{variant}", columns([row], f"ep_{variant}"), mode)
+        nodes, gpus = destinations(op.shape)
+        copies = float(np.squeeze(gpus if n_gpus <= PER_NODE else nodes))
         token_bytes = 7168.0 * BYTES["fp8_block" if variant == "dispatch" else "bf16"]
         row["us"] = n_tokens * token_bytes * copies / gigabytes_per_s * 1e-3
     return row

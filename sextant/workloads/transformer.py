@@ -159,7 +159,7 @@ def shape_of(
     model: Transformer, plan: Plan, phase: str, batch: Num, seq: Num, kv_len: Num, **images: Num
 ) -> blocks.Shape:
     """The shape of a pass over ``batch`` sequences of ``seq`` new tokens that see ``kv_len``; ``images`` as Shape's."""
-    copies = received_copies(model, plan.expert) if has_experts(model) else 1.0
+    copies = received_copies(model, plan.expert, plan.redundant_experts) if has_experts(model) else 1.0
     return blocks.Shape(
         phase=phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
         copies=copies, n_slots=model.n_routed_experts + plan.redundant_experts, n_comm_sms=_exchange_sms(plan),

@@ -1,10 +1,8 @@
 """Expert-parallel exchange: tokens travel to the GPUs of their experts (``dispatch``) and results back (``combine``).
 
-Shape: n_tokens (of one GPU), hidden, top_k, n_experts, n_gpus (expert-parallel degree), n_gpus_per_node, max_nodes (a
-token's experts lie on at most so many nodes; default no limit), mode (0 normal, 1 low latency; default 0), n_sms (that
-run a normal exchange; default 20) and notify (1 adds the wait in which a normal exchange agrees on sizes; default 0).
-
-Routing is balanced: every node is equally likely among the chosen ones, every expert among those of the chosen nodes.
+Shape: n_tokens (of one GPU), hidden, the dimensions of ``routing`` (top_k, n_experts, n_group ... n_gpus), mode (0
+normal, 1 low latency; default 0), n_sms (that run a normal exchange; default 20) and notify (1 adds the wait in which a
+normal exchange agrees on sizes; default 0).
 
 Normal: a token crosses InfiniBand once per distinct other node, to the GPU of the same place in its node, and NVLink
 once per distinct other GPU. The SMs that run the exchange copy each of these messages; the slowest of the two links
@@ -20,42 +18,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import gammaln
 
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import BYTES, Work, fit_of
 from sextant.simulator.kernels.hops import links
 from sextant.simulator.kernels.hops import nodes as nodes_of
+from sextant.simulator.kernels.routing import destinations
 from sextant.simulator.types import PROVENANCES, Cluster, Estimate, KernelFit, Link, Num, Op
 
 VARIANTS = ("dispatch", "combine")
 
 #: SMs that run a normal exchange where the shape does not say: DeepEP's default and DeepSeek-V3's training.
 N_SMS = 20.0
-
-
-def distinct(n_choices: Num, n_items: Num, n_bins: Num) -> Num:
-    """Expected number of distinct bins hit by ``n_choices`` different items, when ``n_items`` lie evenly in ``n_bins``.
-
-    A bin of e = n_items / n_bins items is missed with probability C(n_items - e, n_choices) / C(n_items, n_choices)
-    (hypergeometric). Broadcasts; the counts may be fractions.
-    """
-    left = n_items - n_items / n_bins
-    spare = left - n_choices + 1.0
-    possible = np.asarray(spare) > 0
-    ways = gammaln(left + 1.0) - gammaln(np.where(possible, spare, 1.0))
-    all_ways = gammaln(n_items + 1.0) - gammaln(np.maximum(n_items - n_choices, 0.0) + 1.0)
-    missed = np.where(possible, np.exp(np.minimum(ways - all_ways, 0.0)), 0.0)
-    return n_bins * (1.0 - missed)
-
-
-def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
-    """Expected distinct nodes and distinct GPUs of one token's experts, its own node and GPU included."""
-    n_nodes, per_node = nodes_of(shape)
-    chosen = np.minimum(shape.get("max_nodes", np.inf), n_nodes)
-    reachable = shape["n_experts"] * chosen / n_nodes
-    nodes = distinct(shape["top_k"], reachable, chosen)
-    return nodes, distinct(shape["top_k"], reachable, chosen * per_node)
 
 
 def hop_bytes(shape: Mapping[str, Num], format: str) -> tuple[Num, Num]:

@@ -7,7 +7,7 @@ from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops.linear import cast, linear
 from sextant.workloads.ops.memory import Place, moved
-from sextant.workloads.traffic import node_limit
+from sextant.workloads.traffic import groups
 
 
 def swiglu(name: str, place: Place, m: Num, width: Num, recipe: Recipe, sharded: tuple[str, ...]) -> list[Op]:
@@ -67,9 +67,8 @@ def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: 
         ]
     shape = {
         "n_tokens": m, "hidden": model.hidden_size, "top_k": model.num_experts_per_tok, "n_gpus": 1.0,
-        "n_experts": n_slots, "max_nodes": node_limit(model), "mode": mode, "n_gpus_per_node": 1.0,
-        "notify": 1.0 - mode,
-        "n_sms": n_sms,
+        "n_experts": model.n_routed_experts, "n_slots": n_slots, **groups(model), "mode": mode,
+        "n_gpus_per_node": 1.0, "notify": 1.0 - mode, "n_sms": n_sms,
     }  # fmt: skip
     return [
         operator(
