@@ -15,15 +15,16 @@ from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Link, 
 
 NORMAL = KernelFit(
     coefficients={
-        "infiniband_efficiency": 0.96, "nvlink_efficiency": 0.76, "sm_bytes_per_s": 1.9e10, "chunk_s": 2.4e-6,
-        "dispatch_node_copies": 1.15, "combine_node_copies": 2.2, "dispatch_s": 2.8e-5, "combine_s": 4.8e-5,
+        "infiniband_efficiency": 0.96, "nvlink_efficiency": 0.87, "sm_bytes_per_s": 2.2e10, "chunk_s": 2.4e-6,
+        "node_copies": 1.7, "combine_copies": 1.35, "dispatch_s": 2.8e-5, "combine_s": 4.8e-5,
         "hop_s": 5.5e-6, "notify_s": 3.1e-5, "notify_hop_s": 2.5e-5,
     },
     low=0.86, high=1.19, provenance="fitted",
 )  # fmt: skip
 FAST = KernelFit(
     coefficients={
-        "infiniband_efficiency": 0.94, "dispatch_nvlink_efficiency": 0.53, "combine_nvlink_efficiency": 0.48,
+        "infiniband_efficiency": 0.94, "nvlink_efficiency": 0.87, "dispatch_copy_bytes_per_s": 6e11,
+        "combine_copy_bytes_per_s": 4.8e11,
         "dispatch_s": 1.3e-5, "combine_s": 1.3e-5, "node_s": 8.6e-6, "hop_s": 2.6e-6,
     },
     low=0.97, high=1.09, provenance="fitted",
