@@ -212,6 +212,8 @@ class Load:
     questions per data-parallel rank, each with ``n_images`` images of ``image_height`` x ``image_width`` pixels and
     ``context_tokens`` of text) or ``image_generation`` (``batch`` = images per data-parallel rank, ``context_tokens`` =
     length of a prompt; ``guidance`` = with classifier-free guidance; ``n_steps`` = sampling steps, 0 = as published).
+    ``routing``: ``balanced``, ``power_law_A`` (loads of experts follow a power law of exponent A) or ``counts``
+    (``expert_tokens``, one number per routed expert, in their order, of any scale).
     A model with an image encoder trains on ``n_images`` per sequence, whose tokens ``context_tokens`` includes.
     """
 
@@ -219,6 +221,7 @@ class Load:
     batch: Num
     context_tokens: Num
     routing: str = "balanced"
+    expert_tokens: tuple[float, ...] = ()
     n_images: Num = 1.0
     image_height: Num = 384.0
     image_width: Num = 384.0

@@ -53,7 +53,7 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
 
 def _timed(scenario: Scenario) -> TimedStep:
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
+    step = shard(scenario.model.step(scenario.load, scenario.plan, node_size), scenario.model, scenario.plan, node_size)
     return time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms)
 
 

@@ -1,8 +1,10 @@
 """Expert-parallel exchange: tokens travel to the GPUs of their experts (``dispatch``) and results back (``combine``).
 
 Shape: n_tokens (of one GPU), hidden, the dimensions of ``routing`` (top_k, n_experts, n_group ... n_gpus), mode (0
-normal, 1 low latency; default 0), n_sms (that run a normal exchange; default 20) and notify (1 adds the wait in which a
-normal exchange agrees on sizes; default 0).
+normal, 1 low latency; default 0), n_sms (that run a normal exchange; default 20), notify (1 adds the wait in which a
+normal exchange agrees on sizes; default 0), hot_gpu and hot_node (load of the most loaded GPU and node over the mean,
+see ``imbalance``; default 1). Bytes are those of the most loaded GPU, for which all others wait; those that reach a
+node come over its network cards evenly.
 
 Normal: a token crosses InfiniBand once per distinct other node, to the GPU of the same place in its node, and NVLink
 once per distinct other GPU. The SMs that run the exchange copy each of these messages into NVLink; InfiniBand runs
@@ -23,7 +25,7 @@ from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import BYTES, Work, fit_of
 from sextant.simulator.kernels.hops import links
 from sextant.simulator.kernels.hops import nodes as nodes_of
-from sextant.simulator.kernels.routing import destinations
+from sextant.simulator.kernels.routing import crowded, destinations
 from sextant.simulator.types import PROVENANCES, Cluster, Estimate, KernelFit, Num, Op
 
 VARIANTS = ("dispatch", "combine")
@@ -37,17 +39,26 @@ N_SMS = 20.0
 SHARPNESS = 3.0
 
 
+def most_copies(shape: Mapping[str, Num]) -> tuple[Num, Num]:
+    """Copies of a token per distinct node and per distinct GPU, as the most loaded node and GPU see them."""
+    nodes, gpus = destinations(shape)
+    n_nodes, _ = nodes_of(shape)
+    hot_node, hot_gpu = (shape.get(name, 1.0) for name in ("hot_node", "hot_gpu"))
+    return crowded(nodes, n_nodes, hot_node), crowded(gpus, shape["n_gpus"], hot_gpu)
+
+
 def hop_bytes(shape: Mapping[str, Num], format: str) -> tuple[Num, Num]:
     """Bytes that one GPU sends over InfiniBand and over NVLink (in normal mode including what it forwards)."""
     n_nodes, per_node = nodes_of(shape)
     token_bytes = shape["hidden"] * BYTES[format] * shape["n_tokens"]
-    nodes, gpus = destinations(shape)
+    nodes, gpus = most_copies(shape)
     low_latency = np.asarray(shape.get("mode", 0.0)) > 0
     outside = 1.0 - 1.0 / n_nodes
-    infiniband = np.where(low_latency, shape["top_k"], nodes) * outside
+    messages = shape["top_k"] * shape.get("hot_gpu", 1.0)
+    infiniband = np.where(low_latency, messages, nodes) * outside
     # Forwarded within each node by a GPU that is itself the destination in one of per_node cases.
     forwarded = gpus * (1.0 - 1.0 / per_node)
-    direct = shape["top_k"] / n_nodes * (1.0 - 1.0 / per_node)
+    direct = messages / n_nodes * (1.0 - 1.0 / per_node)
     return token_bytes * infiniband, token_bytes * np.where(low_latency, direct, forwarded)
 
 
@@ -112,7 +123,7 @@ def _normal(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
 def _copied_bytes(op: Op, c: Mapping[str, Num]) -> Num:
     """Bytes that the SMs of one GPU copy in normal mode."""
     n_nodes, _ = nodes_of(op.shape)
-    nodes, gpus = destinations(op.shape)
+    nodes, gpus = most_copies(op.shape)
     copies = gpus + np.where(n_nodes > 1, nodes * c["node_copies"], 0.0)
     if op.variant == "combine":
         copies = copies * np.where(n_nodes > 1, c["combine_copies"], 1.0)

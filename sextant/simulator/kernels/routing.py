@@ -179,6 +179,15 @@ def _inside(holding: tuple[float, ...], n_slots: Num, n_bins: Num) -> Num:
     return sum((n * distinct(float(c), n_slots, n_bins) for c, n in enumerate(holding) if c and n > 0), 0.0)
 
 
+def crowded(copies: Num, n_bins: Num, load: Num) -> Num:
+    """Copies of a token, were all of the ``n_bins`` GPUs or nodes as loaded as the one with ``load`` times the mean.
+
+    A token reaches a bin once or not at all: twice the experts there do not make twice the copies.
+    """
+    missed = np.clip(1.0 - np.asarray(copies) / n_bins, 0.0, 1.0)
+    return np.where(np.asarray(load) == 1.0, copies, n_bins * (1.0 - missed**load))[()]
+
+
 def _divides(part: Num, whole: Num) -> Num:
     """Whether ``whole`` is a multiple of ``part``, per point."""
     return np.abs(np.asarray(whole) % part) < 1e-9
