@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -162,7 +163,7 @@ def _shape(model: Transformer, load: Load, plan: Plan, node_size: Num) -> blocks
 
 
 def shape_of(
-    model: Transformer, plan: Plan, phase: str, batch: Num, seq: Num, kv_len: Num, **images: Num
+    model: Transformer, plan: Plan, phase: str, batch: Num, seq: Num, kv_len: Num, **images: Any
 ) -> blocks.Shape:
     """The shape of a pass over ``batch`` sequences of ``seq`` new tokens that see ``kv_len``; ``images`` as Shape's."""
     copies = received_copies(model, plan.expert, plan.redundant_experts) if has_experts(model) else 1.0

@@ -134,6 +134,6 @@ def test_arrays_are_their_scalars_and_fractions_lie_between() -> None:
     whole = destinations({**V3, **columns})
     for i in range(60):
         one = destinations({**V3, **{name: float(v[i]) for name, v in columns.items()}})
-        assert (whole[0][i], whole[1][i]) == (one[0], one[1])
+        assert (np.asarray(whole[0])[i], np.asarray(whole[1])[i]) == (one[0], one[1])
     six, half, seven = (destinations({**V3, "top_k": k, "n_gpus": 64.0})[1] for k in (6.0, 6.5, 7.0))
     assert half == pytest.approx((six + seven) / 2)

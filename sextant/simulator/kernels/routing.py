@@ -28,9 +28,6 @@ from scipy.special import gammaln
 from sextant.simulator.kernels.hops import nodes as nodes_of
 from sextant.simulator.types import Num
 
-#: The dimensions that decide how a token's experts spread over groups.
-_LAW = ("n_group", "topk_group", "n_experts", "top_k")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occupancy:
@@ -125,20 +122,19 @@ def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
     law = (shape.get("n_group", 1.0), shape.get("topk_group", 1.0), experts, shape["top_k"])
     rest = (shape.get("n_slots", experts), n_nodes, shape["n_gpus"])
     if all(np.ndim(value) == 0 for value in law):
-        found = _destinations(*(float(np.asarray(value)) for value in law), *rest)
-        return found
+        return _destinations(np.asarray(law, dtype=float), *rest)
     *columns, slots, nodes, gpus = (np.asarray(v, dtype=float) for v in np.broadcast_arrays(*law, *rest))
     kinds, inverse = np.unique(np.stack(columns, axis=-1), axis=0, return_inverse=True)
     result = np.zeros((2, *slots.shape))
     for i, kind in enumerate(kinds):
         mine = np.reshape(inverse, slots.shape) == i
-        result[:, mine] = _destinations(*(float(v) for v in kind), slots[mine], nodes[mine], gpus[mine])
+        result[:, mine] = _destinations(kind, slots[mine], nodes[mine], gpus[mine])
     return result[0], result[1]
 
 
-def _destinations(
-    n_group: float, topk_group: float, n_experts: float, top_k: float, n_slots: Num, n_nodes: Num, n_gpus: Num
-) -> tuple[Num, Num]:
+def _destinations(law: NDArray[np.float64], n_slots: Num, n_nodes: Num, n_gpus: Num) -> tuple[Num, Num]:
+    """``law`` holds n_group, topk_group, n_experts and top_k, shape (4,)."""
+    n_group, topk_group, n_experts, top_k = (float(value) for value in law)
     groups, limit, whole = max(round(n_group), 1), max(round(topk_group), 1), int(np.floor(top_k))
     laws = [(occupancy(groups, limit, n_experts / groups, whole), 1.0 - top_k + whole)]
     if top_k > whole:
@@ -188,6 +184,6 @@ def crowded(copies: Num, n_bins: Num, load: Num) -> Num:
     return np.where(np.asarray(load) == 1.0, copies, n_bins * (1.0 - missed**load))[()]
 
 
-def _divides(part: Num, whole: Num) -> Num:
+def _divides(part: Num, whole: Num) -> NDArray[np.bool_]:
     """Whether ``whole`` is a multiple of ``part``, per point."""
-    return np.abs(np.asarray(whole) % part) < 1e-9
+    return np.asarray(np.abs(np.asarray(whole) % part) < 1e-9)
