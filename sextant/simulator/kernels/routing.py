@@ -17,7 +17,7 @@ load balancer does (deepseek-ai/EPLB README: hierarchical where nodes divide gro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -119,60 +119,70 @@ def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
     """
     n_nodes, _ = nodes_of(shape)
     experts = shape["n_experts"]
-    law = (shape.get("n_group", 1.0), shape.get("topk_group", 1.0), experts, shape["top_k"])
-    rest = (shape.get("n_slots", experts), n_nodes, shape["n_gpus"])
-    if all(np.ndim(value) == 0 for value in law):
-        return _destinations(np.asarray(law, dtype=float), *rest)
-    *columns, slots, nodes, gpus = (np.asarray(v, dtype=float) for v in np.broadcast_arrays(*law, *rest))
-    kinds, inverse = np.unique(np.stack(columns, axis=-1), axis=0, return_inverse=True)
-    result = np.zeros((2, *slots.shape))
-    for i, kind in enumerate(kinds):
-        mine = np.reshape(inverse, slots.shape) == i
-        result[:, mine] = _destinations(kind, slots[mine], nodes[mine], gpus[mine])
-    return result[0], result[1]
+    values = (
+        shape.get("n_group", 1.0), shape.get("topk_group", 1.0), experts, shape["top_k"],
+        shape.get("n_slots", experts), n_nodes, shape["n_gpus"],
+    )  # fmt: skip
+    if all(np.ndim(value) == 0 for value in values):
+        return _destinations(*(float(value) for value in values))
+    # A sweep repeats few kinds of groups: each is worked out once.
+    kinds, inverse, size = _kinds(values)
+    found = np.asarray([_destinations(*kind) for kind in kinds])[inverse]
+    return found[:, 0].reshape(size), found[:, 1].reshape(size)
 
 
-def _destinations(law: NDArray[np.float64], n_slots: Num, n_nodes: Num, n_gpus: Num) -> tuple[Num, Num]:
-    """``law`` holds n_group, topk_group, n_experts and top_k, shape (4,)."""
-    n_group, topk_group, n_experts, top_k = (float(value) for value in law)
+def _kinds(values: Sequence[Num]) -> tuple[list[tuple[float, ...]], NDArray[np.int64], tuple[int, ...]]:
+    """The different rows of columns that broadcast, which of them each row is, and the shape of all rows."""
+    columns = [np.ravel(column) for column in np.broadcast_arrays(*values)]
+    code = np.zeros(columns[0].shape, dtype=np.int64)
+    for value, column in zip(values, columns, strict=True):
+        if np.size(value) > 1:
+            different, which = np.unique(column, return_inverse=True)
+            _, code = np.unique(code * len(different) + which, return_inverse=True)
+    _, first = np.unique(code, return_index=True)
+    rows = [tuple(float(column[i]) for column in columns) for i in first]
+    return rows, code.astype(np.int64), np.broadcast_shapes(*map(np.shape, values))
+
+
+@lru_cache(maxsize=65536)
+def _destinations(
+    n_group: float, topk_group: float, n_experts: float, top_k: float, n_slots: float, n_nodes: float, n_gpus: float
+) -> tuple[float, float]:
     groups, limit, whole = max(round(n_group), 1), max(round(topk_group), 1), int(np.floor(top_k))
     laws = [(occupancy(groups, limit, n_experts / groups, whole), 1.0 - top_k + whole)]
     if top_k > whole:
         laws.append((occupancy(groups, limit, n_experts / groups, whole + 1), top_k - whole))
-    least = min(top_k, 1.0)
-    nodes, gpus = (sum((share * f(law, n_slots, n_nodes, n_gpus, n_experts) for law, share in laws), 0.0)
-                   for f in (_nodes, _gpus))  # fmt: skip
+    copied = n_slots > n_experts
+    nodes = sum(share * _nodes(law, copied, n_slots, n_nodes) for law, share in laws)
+    gpus = sum(share * _gpus(law, copied, n_slots, n_nodes, n_gpus) for law, share in laws)
     # Rounding alone can leave these bounds.
-    return np.clip(nodes, least, top_k)[()], np.clip(gpus, least, top_k)[()]
+    least = min(top_k, 1.0)
+    return min(max(nodes, least), top_k), min(max(gpus, least), top_k)
 
 
-def _nodes(law: Occupancy, n_slots: Num, n_nodes: Num, n_gpus: Num, n_experts: float) -> Num:
+def _nodes(law: Occupancy, copied: bool, n_slots: float, n_nodes: float) -> float:
     """Nodes of whole groups; of parts of groups; with copies, or where neither divides the other, packed anyhow."""
-    found = distinct(law.top_k, n_slots, n_nodes)
-    split = _divides(law.n_group, n_nodes) & (np.asarray(n_slots) <= n_experts)
-    found = np.where(split, _inside(law.holding[1], n_slots / law.n_group, n_nodes / law.n_group), found)
-    for merged, holding in law.holding.items():
-        found = np.where(n_nodes == law.n_group / merged, sum(holding[1:]), found)
-    return found[()]
+    if _divides(n_nodes, law.n_group):
+        return sum(law.holding[round(law.n_group / n_nodes)][1:])
+    if _divides(law.n_group, n_nodes) and not copied:
+        return _inside(law.holding[1], n_slots / law.n_group, n_nodes / law.n_group)
+    return float(distinct(law.top_k, n_slots, n_nodes))
 
 
-def _gpus(law: Occupancy, n_slots: Num, n_nodes: Num, n_gpus: Num, n_experts: float) -> Num:
+def _gpus(law: Occupancy, copied: bool, n_slots: float, n_nodes: float, n_gpus: float) -> float:
     """GPUs of whole groups or of parts of them; where there are copies, any expert of a node lies on any GPU of it."""
-    found = distinct(law.top_k, n_slots, n_gpus)
-    single = np.asarray(n_slots) <= n_experts
-    split = _divides(law.n_group, n_gpus) & single
-    found = np.where(split, _inside(law.holding[1], n_slots / law.n_group, n_gpus / law.n_group), found)
-    for merged, holding in law.holding.items():
-        found = np.where(single & (n_gpus == law.n_group / merged), sum(holding[1:]), found)
-        packed = ~single & (n_nodes == law.n_group / merged)
-        found = np.where(packed, _inside(holding, n_slots / n_nodes, n_gpus / n_nodes), found)
-    return found[()]
+    if copied and _divides(n_nodes, law.n_group):
+        return _inside(law.holding[round(law.n_group / n_nodes)], n_slots / n_nodes, n_gpus / n_nodes)
+    if not copied and _divides(n_gpus, law.n_group):
+        return sum(law.holding[round(law.n_group / n_gpus)][1:])
+    if not copied and _divides(law.n_group, n_gpus):
+        return _inside(law.holding[1], n_slots / law.n_group, n_gpus / law.n_group)
+    return float(distinct(law.top_k, n_slots, n_gpus))
 
 
-def _inside(holding: tuple[float, ...], n_slots: Num, n_bins: Num) -> Num:
+def _inside(holding: tuple[float, ...], n_slots: float, n_bins: float) -> float:
     """Distinct bins, when ``holding[c]`` sets of ``n_slots`` slots in ``n_bins`` bins each hold c of the experts."""
-    n_bins = np.maximum(n_bins, 1.0)
-    return sum((n * distinct(float(c), n_slots, n_bins) for c, n in enumerate(holding) if c and n > 0), 0.0)
+    return sum(n * float(distinct(float(c), n_slots, n_bins)) for c, n in enumerate(holding) if c and n > 0)
 
 
 def crowded(copies: Num, n_bins: Num, load: Num) -> Num:
@@ -184,6 +194,5 @@ def crowded(copies: Num, n_bins: Num, load: Num) -> Num:
     return np.where(np.asarray(load) == 1.0, copies, n_bins * (1.0 - missed**load))[()]
 
 
-def _divides(part: Num, whole: Num) -> NDArray[np.bool_]:
-    """Whether ``whole`` is a multiple of ``part``, per point."""
-    return np.asarray(np.abs(np.asarray(whole) % part) < 1e-9)
+def _divides(part: float, whole: float) -> bool:
+    return whole % part < 1e-9
