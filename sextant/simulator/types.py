@@ -220,6 +220,8 @@ class Load:
     length of a prompt; ``guidance`` = with classifier-free guidance; ``n_steps`` = sampling steps, 0 = as published).
     ``routing_spread`` is the relative standard deviation, over devices, of the tokens that a device's experts receive
     in one layer of a training micro-batch.
+    ``routing``: ``balanced``, ``power_law_A`` (loads of experts follow a power law of exponent A) or ``counts``
+    (``expert_tokens``, one number per routed expert, in their order, of any scale).
     A model with an image encoder trains on ``n_images`` per sequence, whose tokens ``context_tokens`` includes.
     """
 
@@ -228,6 +230,7 @@ class Load:
     context_tokens: Num
     routing: str = "balanced"
     routing_spread: Num = 0.0
+    expert_tokens: tuple[float, ...] = ()
     n_images: Num = 1.0
     image_height: Num = 384.0
     image_width: Num = 384.0

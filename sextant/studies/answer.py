@@ -150,7 +150,9 @@ def _ignored(scenario: Scenario) -> list[str]:
         "plan.overlap: forward_backward needs the dualpipe schedule": training
         and plan.overlap == "forward_backward"
         and plan.schedule != "dualpipe",
-        f"load.routing: {load.routing} is not modelled; balanced is": load.routing != "balanced",
+        f"load.routing: {load.routing} without routed experts": load.routing != "balanced"
+        and bool(np.all(np.asarray(scenario.model.n_routed_experts) == 0)),
+        "load.expert_tokens, which need load.routing: counts": bool(load.expert_tokens) and load.routing != "counts",
         "plan.placement and plan.prefetch, which are about Engram tables while serving": (
             bool(plan.placement) or plan.prefetch != "none"
         )

@@ -14,7 +14,7 @@ from sextant.workloads.transformer import Transformer
 
 #: What the predictions of a group rest on, and to what it was fitted.
 _SIZES = "none"
-_TIMES = "kernel efficiencies, to H100 and H200 kernels; expert exchange, to DeepEP's benchmark"
+_TIMES = "kernel efficiencies and the exchange of experts, to H100 and H200 kernels"
 _KERNELS = "kernel efficiencies, to H100 and H200 kernels"
 
 #: The sequence length of the published FLOPs per token.

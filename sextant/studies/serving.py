@@ -155,7 +155,7 @@ def _timed(scenario: Scenario) -> tuple[TimedStep, Mapping[str, Num]]:
     cluster = replace(cluster, device=paced(cluster.device, np.maximum(plan.tensor, plan.expert)))
     if plan.overlap == "two_batch":
         load = replace(load, batch=load.batch / 2.0)
-    step = shard(model.step(load, plan), model, plan, node_size(scenario))
+    step = shard(model.step(load, plan, node_size(scenario)), model, plan, node_size(scenario))
     return time_ops(step, cluster, n_comm_sms=plan.n_comm_sms), step.layers
 
 

@@ -47,7 +47,7 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
 def timed_step(scenario: Scenario) -> TimedStep:
     """Every operator of a micro-batch with its time. It depends on the schedule only by what the plan overlaps."""
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
+    step = shard(scenario.model.step(scenario.load, scenario.plan, node_size), scenario.model, scenario.plan, node_size)
     return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
 
 

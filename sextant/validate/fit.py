@@ -22,8 +22,9 @@ from sextant.hwmodels.fits import read_fits, write_fits
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Device
 from sextant.validate.fit_attention import fit_attention, fit_mla, regime
-from sextant.validate.fit_collective import fit_collective, fit_exchange, published_row
+from sextant.validate.fit_collective import fit_collective
 from sextant.validate.fit_conv2d import fit_conv2d
+from sextant.validate.fit_exchange import fit_exchange
 from sextant.validate.fit_gather import fit_gather
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm
 from sextant.validate.fit_grouped import COEFFICIENTS as GROUPED
@@ -128,22 +129,11 @@ def fit_collectives(rows: Sequence[Row], device: Device, source: str) -> list[Fi
 
 
 def fit_exchanges(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
-    """The exchange of experts, normal and low latency, from rows of several node counts; whole counts are held out.
-
-    The published single-node figures of DeepEP's own benchmark on H800 (153 and 158 GB/s) join the normal rows: they
-    tell the share that depends on the link from the share of the SMs. Eight-node rows of the normal mode are left
-    out: they take twice what four nodes and the published figures say, for a cause unknown.
-    """
+    """The exchange of experts, normal and low latency, from rows of several node counts; the errors are those of
+    leaving out one count after the other. The device needs the block ``collective``."""
     own = [{**row, "nvlink_bytes_per_s": _nvlink_bytes_per_s(device)} for row in rows]
-    h800 = _nvlink_bytes_per_s(device_named("h800"))
-    anchors = [
-        published_row(variant, "normal", 8.0, 4096.0, h800, gigabytes_per_s=rate)
-        for variant, rate in (("dispatch", 153.0), ("combine", 158.0))
-    ]
-    normal = [row for row in own if row["mode"] == "normal"]
-    fast = [row for row in own if row["mode"] == "low_latency"]
-    found = [fit_exchange([*normal, *anchors], device, [2.0], [8.0], source)] if normal else []
-    return found + ([fit_exchange(fast, device, [4.0], source=source)] if fast else [])
+    modes = [[row for row in own if row["mode"] == mode] for mode in ("normal", "low_latency")]
+    return [fit_exchange(part, device, source) for part in modes if part]
 
 
 def _nvlink_bytes_per_s(device: Device) -> float:

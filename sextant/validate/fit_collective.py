@@ -1,26 +1,23 @@
-"""Fit collectives and expert-parallel exchanges: what share of a link's line rate they reach, and their latencies."""
+"""Fit collectives: what share of a link's line rate they reach, and their latencies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import BYTES, estimate
-from sextant.simulator.kernels.expert_exchange import destinations
+from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Cluster, Device, KernelFit, Link, Num, Op, Tier
 from sextant.validate.prediction import operators
 from sextant.validate.solver import (
     Array,
     Bounds,
-    Errors,
     Fitted,
     Row,
     column,
     columns,
-    errors,
     held_out,
     solve,
     with_fit,
@@ -40,30 +37,8 @@ COLLECTIVE_BOUNDS = {
 #: What tells groups of different sizes apart.
 _BY_GROUP = ("pair_loss", "step_s")
 
-NORMAL_BOUNDS = {
-    "infiniband_efficiency": Bounds(start=0.9, low=0.3, high=1.0),
-    "nvlink_efficiency": Bounds(start=0.7, low=0.3, high=1.0),
-    "sm_bytes_per_s": Bounds(start=1.6e10, low=1e9, high=1e11),
-    "dispatch_node_copies": Bounds(start=1.2, low=0.0, high=6.0),
-    "combine_node_copies": Bounds(start=2.0, low=0.0, high=6.0),
-    "dispatch_s": Bounds(start=3e-5, low=1e-6, high=2e-4),
-    "combine_s": Bounds(start=5e-5, low=1e-6, high=2e-4),
-    "hop_s": Bounds(start=1e-5, low=0.0, high=1e-4),
-    "chunk_s": Bounds(start=1e-6, low=0.0, high=1e-4),
-}
-
-LOW_LATENCY_BOUNDS = {
-    "infiniband_efficiency": Bounds(start=0.9, low=0.3, high=1.0),
-    "dispatch_nvlink_efficiency": Bounds(start=0.55, low=0.1, high=1.0),
-    "combine_nvlink_efficiency": Bounds(start=0.5, low=0.1, high=1.0),
-    "dispatch_s": Bounds(start=1.5e-5, low=1e-6, high=2e-4),
-    "combine_s": Bounds(start=1.2e-5, low=1e-6, high=2e-4),
-    "node_s": Bounds(start=1e-5, low=0.0, high=1e-4),
-    "hop_s": Bounds(start=3e-6, low=0.0, high=1e-4),
-}
-
-#: GPUs of one node in every measured system; nodes that a token of DeepSeek-V3 may spread over, also in measured rows.
-PER_NODE, MAX_NODES = operators.PER_NODE, operators.MAX_NODES
+#: GPUs of one node in every measured system.
+PER_NODE = operators.PER_NODE
 
 
 def node_cluster(device: Device, nvlink: Num, infiniband: Num = 50e9, latency_s: Num = 3.7e-6) -> Cluster:
@@ -133,96 +108,3 @@ def fit_collective(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: floa
         }
     bounds = {name: b for name, b in COLLECTIVE_BOUNDS.items() if name not in fixed}
     return solve("collective", bounds, predict, measured_s, test, source, fixed)
-
-
-def exchange_ops(rows: Sequence[Row]) -> dict[str, tuple[NDArray[np.bool_], Op]]:
-    """Per variant, the mask of its rows and one array operator for them: FP8 dispatch, BF16 combine."""
-    found: dict[str, tuple[NDArray[np.bool_], Op]] = {}
-    modes = np.asarray([str(row["mode"]) for row in rows])
-    for variant in ("dispatch", "combine"):
-        mask = np.asarray([row["op"] == f"ep_{variant}" for row in rows])
-        mine = [row for row, keep in zip(rows, mask, strict=True) if keep]
-        if mine:
-            c = columns(mine, f"ep_{variant}")
-            found[variant] = (mask, operators.exchange(f"ep_{variant}", c, modes[mask]))
-    return found
-
-
-def predict_exchange(rows: Sequence[Row], device: Device) -> Array:
-    """Seconds per row, shape (n_rows,). A row's ``nvlink_bytes_per_s`` is its node's NVLink rate, one direction."""
-    nvlink = column(rows, "nvlink_bytes_per_s")
-    seconds = np.zeros(len(rows))
-    for mask, op in exchange_ops(rows).values():
-        seconds[mask] = np.asarray(estimate(op, node_cluster(device, nvlink[mask])).seconds)
-    return seconds
-
-
-def published_row(
-    variant: str, mode: str, n_gpus: float, n_tokens: float, nvlink_bytes_per_s: float, us: float = 0.0,
-    gigabytes_per_s: float = 0.0,
-) -> dict[str, str | float]:  # fmt: skip
-    """A published DeepEP figure (hidden 7168, top 8 of 256, at most 4 nodes) as a row.
-
-    A normal figure is a logical rate: bytes to every distinct node (within one node: GPU), the own one included, over
-    the time of the transfer. It becomes ``us`` here.
-    """
-    row: dict[str, str | float] = {
-        "op": f"ep_{variant}", "mode": mode, "n_nodes": np.ceil(n_gpus / PER_NODE), "n_gpus": n_gpus,
-        "n_tokens": n_tokens, "hidden": 7168.0, "top_k": 8.0, "n_experts": 256.0, "n_sms": 20.0,
-        "nvlink_bytes_per_s": nvlink_bytes_per_s, "us": us,
-    }  # fmt: skip
-    if gigabytes_per_s:
-        routing: dict[str, Num] = {"max_nodes": MAX_NODES, "top_k": 8.0, "n_experts": 256.0}
-        nodes, gpus = destinations({**routing, "n_gpus_per_node": PER_NODE, "n_gpus": n_gpus})
-        copies = float(gpus if n_gpus <= PER_NODE else nodes)
-        token_bytes = 7168.0 * BYTES["fp8_block" if variant == "dispatch" else "bf16"]
-        row["us"] = n_tokens * token_bytes * copies / gigabytes_per_s * 1e-3
-    return row
-
-
-def fit_exchange(
-    rows: Sequence[Row], device: Device, test_nodes: Sequence[float], left_out: Sequence[float] = (), source: str = ""
-) -> Fitted:
-    """``expert_exchange`` (rows of mode normal) or ``expert_exchange_low_latency``; rows of ``test_nodes`` nodes are
-    held out, those of ``left_out`` are neither fitted nor judged. Each row has ``nvlink_bytes_per_s``.
-
-    All normal rows, the held-out ones too, give the wait before the transfer (``notify_us``), which is not judged.
-    """
-    modes = {str(row["mode"]) for row in rows}
-    if len(modes) != 1:
-        raise InputError(f"rows of one mode are needed, got {', '.join(sorted(modes)) or 'no rows'}")
-    normal = modes == {"normal"}
-    fixed = notify(rows) if normal else {}
-    rows = [row for row in rows if float(row["n_nodes"]) not in left_out]
-    name = "expert_exchange" if normal else "expert_exchange_low_latency"
-    measured_s = column(rows, "us") * 1e-6
-    test = np.isin(column(rows, "n_nodes"), np.asarray(test_nodes))
-
-    def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
-        mine = [row for row, keep in zip(rows, chosen, strict=True) if keep]
-        return predict_exchange(mine, with_fit(device, name, fit))
-
-    return solve(name, NORMAL_BOUNDS if normal else LOW_LATENCY_BOUNDS, predict, measured_s, test, source, fixed)
-
-
-def notify(rows: Sequence[Row]) -> Mapping[str, float]:
-    """The wait before a normal transfer: at two nodes, and more for each doubling; medians over at most 64 tokens."""
-    waits = {
-        nodes: float(np.median([float(r["notify_us"]) for r in rows if _waits(r) and float(r["n_nodes"]) == nodes]))
-        for nodes in sorted({float(r["n_nodes"]) for r in rows if _waits(r)})
-    }
-    doublings = np.log2(np.asarray(list(waits))) - 1.0
-    seconds = np.asarray(list(waits.values())) * 1e-6
-    if len(seconds) < 2:
-        return {"notify_s": float(seconds.mean()) if len(seconds) else 0.0, "notify_hop_s": 0.0}
-    slope, start = np.polyfit(doublings, seconds, 1)
-    return {"notify_s": float(start), "notify_hop_s": float(slope)}
-
-
-def _waits(row: Row) -> bool:
-    return float(row.get("notify_us", 0.0) or 0.0) > 0 and float(row["n_tokens"]) <= 64
-
-
-def check_exchange(rows: Sequence[Row], device: Device) -> Errors:
-    """Errors on rows that took no part in a fit, e.g. published figures of another GPU."""
-    return errors(predict_exchange(rows, device), column(rows, "us") * 1e-6)

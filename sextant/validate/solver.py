@@ -116,10 +116,16 @@ def solve(
     test: NDArray[np.bool_],
     source: str,
     fixed: Mapping[str, float] | None = None,
+    left_out: NDArray[np.bool_] | None = None,
 ) -> Fitted:
-    """Fit a block. ``predict(fit, chosen)`` gives the seconds of the chosen rows; ``test`` marks the held-out ones."""
-    if not test.any() or test.all():
+    """Fit a block. ``predict(fit, chosen)`` gives the seconds of the chosen rows; ``test`` marks the held-out ones.
+
+    Rows that are ``left_out`` are not fitted, whether held out or not. With this argument all rows may be fitted: then
+    the held-out errors are those of training, for the caller to replace.
+    """
+    if test.all() or (left_out is None and not test.any()):
         raise InputError(f"{name}: {int(test.sum())} of {len(test)} rows are held out; a fit needs both kinds of rows")
+    train = ~test if left_out is None else ~test & ~left_out
     names = tuple(bounds)
     scale = np.asarray([max(abs(bounds[n].start), 1e-12) for n in names])
 
@@ -130,7 +136,7 @@ def solve(
         )
 
     def residuals(point: Array) -> Array:
-        return np.log(predict(block(point), ~test) / measured_s[~test])
+        return np.log(predict(block(point), train) / measured_s[train])
 
     found = least_squares(
         residuals,
@@ -140,8 +146,8 @@ def solve(
         f_scale=0.1,
         diff_step=1e-4,
     )
-    trained = errors(predict(block(found.x), ~test), measured_s[~test])
-    tested = errors(predict(block(found.x), test), measured_s[test])
+    trained = errors(predict(block(found.x), train), measured_s[train])
+    tested = errors(predict(block(found.x), test), measured_s[test]) if test.any() else trained
     # A few held-out rows can lie all on one side: the interval is never narrower than the training rows' own.
     low, high = min(tested.low, trained.low), max(tested.high, trained.high)
     return Fitted(name=name, fit=block(found.x, low, high), training=trained, held_out=tested)

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 from sextant.simulator.kernels import BYTES
 from sextant.simulator.kernels.expert_exchange import N_SMS as EXCHANGE_SMS
+from sextant.simulator.kernels.imbalance import Skew
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops import attention, engram, feedforward, hyperconnection
 from sextant.workloads.ops.linear import cast, linear
 from sextant.workloads.ops.memory import Place, moved, norm, residual_norm
 from sextant.workloads.parameters import has_experts, has_streams
+from sextant.workloads.traffic import BALANCED
 
 #: Modes of the expert-exchange kernels: throughput for training and prefill, low latency for decode.
 NORMAL, LOW_LATENCY = 0.0, 1.0
@@ -22,9 +24,9 @@ class Shape:
     """What a layer processes on one data-parallel rank: ``batch`` sequences of ``seq`` new tokens that see ``kv_len``.
 
     ``copies`` is the expected number of devices that receive a routed token, ``n_slots`` the routed experts with
-    their redundant copies, ``n_comm_sms`` the SMs that run the exchange of experts in normal mode. ``n_images`` of
-    ``image_height`` x ``image_width`` pixels are encoded per sequence. ``engram_tier`` is the memory that holds Engram
-    tables, ``n_devices`` how many devices share them in training.
+    their redundant copies, ``skew`` how unevenly they are chosen, ``n_comm_sms`` the SMs that run the exchange of
+    experts in normal mode. ``n_images`` of ``image_height`` x ``image_width`` pixels are encoded per sequence.
+    ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training.
     """
 
     phase: str
@@ -35,6 +37,7 @@ class Shape:
     recompute: tuple[str, ...] = ()
     copies: Num = 1.0
     n_slots: Num = 0.0
+    skew: Skew = BALANCED
     n_comm_sms: Num = EXCHANGE_SMS
     n_images: Num = 0.0
     image_height: Num = 384.0
@@ -102,11 +105,11 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     if shape.phase == "training":
         ops += _around_experts(attn, mlp, m * model.hidden_size, recipe)
     mode = LOW_LATENCY if shape.phase == "decode" else NORMAL
-    ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots, shape.n_comm_sms)
+    ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots, shape.n_comm_sms, shape.skew)
     if bool(model.n_shared_experts > 0):
         width = model.n_shared_experts * model.moe_intermediate_size
         ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe, exchanged=True)
-    ops += feedforward.routed(mlp, model, recipe, m, shape.copies, shape.n_slots)
+    ops += feedforward.routed(mlp, model, recipe, m, shape.copies, shape.n_slots, shape.skew)
     # The streams take the layer's output up when the combine has brought it, whatever else the layer still does.
     ops += out_of_sublayer("mlp", shape.place(part, "streams"), m, model)
     return ops + _forward_again(ops, shape)

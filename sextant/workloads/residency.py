@@ -193,7 +193,7 @@ def _gated_bytes(kind: Recipe, plan: Plan, width: Num, input_bytes: Num) -> Num:
 def _expert_bytes(model, kind: Recipe, plan: Plan) -> Num:
     """Shared experts see the token itself; routed ones the tokens received, once per device, in the sent format."""
     hidden, width = model.hidden_size, model.moe_intermediate_size
-    copies = received_copies(model, plan.expert)
+    copies = received_copies(model, plan.expert, plan.redundant_experts)
     normed = 0.0 if _norm_again(plan.recompute) else BYTES[kind.saved] * hidden
     shared = _gated_bytes(kind, plan, model.n_shared_experts * width, normed)
     routed = model.num_experts_per_tok * _gated_bytes(kind, plan, width, 0.0)

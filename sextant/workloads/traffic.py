@@ -1,27 +1,85 @@
-"""The routing law: how many devices a token is sent to under expert parallelism."""
+"""What a model's router and a plan say about where tokens go (``simulator.kernels.routing`` has the law)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sextant.simulator.kernels.expert_exchange import distinct
-from sextant.simulator.types import Num
+from sextant.simulator.errors import InputError
+from sextant.simulator.kernels import imbalance
+from sextant.simulator.kernels.imbalance import Skew
+from sextant.simulator.kernels.routing import crowded, destinations
+from sextant.simulator.types import Load, Num, Plan
+
+#: Devices of a node where no cluster says otherwise: eight in every one of the catalogue.
+NODE_SIZE = 8.0
+
+BALANCED = Skew()
 
 
-def received_copies(model, expert: Num) -> Num:
-    """Expected number of distinct devices that hold one token's top-k experts, under balanced routing.
+def groups(model) -> dict[str, Num]:
+    """Groups of experts, and of how many the router takes experts: ``n_group`` and ``topk_group``; 1 and 1, no limit,
+    where ``topk_method`` is greedy."""
+    if model.topk_method == "greedy":
+        return {"n_group": 1.0, "topk_group": 1.0}
+    return {"n_group": model.n_group, "topk_group": model.topk_group}
 
-    Node-limited routing first picks ``topk_group`` of ``n_group`` groups of experts, then top-k experts within them,
-    without replacement. ``expert`` is the expert-parallel degree; with 1 the answer is 1.
+
+def received_copies(model, expert: Num, redundant: Num = 0.0, node_size: Num = NODE_SIZE, skew: Skew = BALANCED) -> Num:
+    """Expected number of distinct devices that hold one token's top-k experts, each counted as the most loaded one.
+
+    ``expert`` is the expert-parallel degree, with 1 the answer is 1; ``redundant`` the copies of experts beyond one
+    each; ``node_size`` the devices of a node, which decides whether copies stay with their group.
     """
-    share = model.topk_group / model.n_group
-    # A group of experts that fills less than one device is one device all the same.
-    return distinct(model.num_experts_per_tok, model.n_routed_experts * share, np.maximum(expert * share, 1.0))
+    shape = {
+        "n_experts": model.n_routed_experts, "n_slots": model.n_routed_experts + redundant, **groups(model),
+        "top_k": model.num_experts_per_tok, "n_gpus": expert, "n_gpus_per_node": node_size,
+    }  # fmt: skip
+    return crowded(destinations(shape)[1], expert, skew.gpu)
 
 
-def node_limit(model) -> Num:
-    """Most nodes that a token's experts lie on: the groups it may choose where routing is limited, else any number.
+def skew(model, plan: Plan, load: Load, n_tokens: Num, node_size: Num = NODE_SIZE) -> Skew:
+    """How unevenly ``load.routing`` loads the devices and nodes of an expert-parallel group, to which each device
+    brings ``n_tokens``; floats, or arrays where a dimension is one. InputError for an unknown routing, or for counts
+    that are not one per routed expert."""
+    power = None
+    if load.routing != "counts":
+        try:
+            power = imbalance.exponent(load.routing)
+        except ValueError:
+            raise InputError(
+                f"load.routing: unknown {load.routing!r}; choose balanced, power_law_A (e.g. power_law_0.8) or counts"
+            ) from None
+        if power is None:
+            return BALANCED
+    experts, n_gpus = model.n_routed_experts, plan.expert
+    n_nodes = np.ceil(n_gpus / np.minimum(n_gpus, node_size))
+    tokens = n_tokens * n_gpus
+    pairs = tokens * model.num_experts_per_tok
+    slots, n_group = experts + plan.redundant_experts, groups(model)["n_group"]
+    if power is not None and not np.any(np.asarray(plan.redundant_experts) > 0):
+        most, hit = imbalance.power_law(power, experts, n_gpus, tokens, pairs)
+        of_node, _ = imbalance.power_law(power, experts, n_nodes, tokens, pairs)
+        return Skew(gpu=(most * n_gpus / pairs)[()], node=(of_node * n_nodes / pairs)[()], hit=hit * n_gpus / experts)
+    counts = _counts(model, load) if power is None else ()
+    columns = np.broadcast_arrays(experts, tokens, pairs, slots, n_nodes, n_gpus, n_group)
+    found = [_packed(counts, power, *(float(v) for v in row)) for row in np.stack(columns, axis=-1).reshape(-1, 7)]
+    gpu, node = np.reshape(np.transpose(found), (2, *columns[0].shape))
+    return Skew(gpu=gpu[()], node=node[()])
 
-    DeepSeek lays one group of experts on each node.
-    """
-    return np.where(np.asarray(model.n_group) > 1, model.topk_group, model.n_routed_experts)[()]
+
+def _packed(counts: tuple[float, ...], power: float | None, experts: float, *rest: float) -> tuple[float, float]:
+    tokens, pairs, *sizes = rest
+    slots, n_nodes, n_gpus, n_group = (round(size) for size in sizes)
+    if power is None:
+        return imbalance.packed(counts, slots, n_nodes, n_gpus, n_group)
+    return imbalance.packed_power_law(power, round(experts), tokens, pairs, slots, n_nodes, n_gpus, n_group)
+
+
+def _counts(model, load: Load) -> tuple[float, ...]:
+    given = load.expert_tokens
+    if np.any(np.asarray(model.n_routed_experts) != len(given)) or not sum(given) > 0:
+        wanted = np.max(np.asarray(model.n_routed_experts))
+        raise InputError(
+            f"load.expert_tokens: {len(given)} numbers for {wanted:.0f} routed experts; give one for each, not all 0"
+        )
+    return given

@@ -8,7 +8,8 @@ or times here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from sextant.workloads import blocks
 from sextant.workloads.formats import recipe
 from sextant.workloads.generation import Generation
 from sextant.workloads.parameters import has_experts, layer_counts
-from sextant.workloads.traffic import received_copies
+from sextant.workloads.traffic import NODE_SIZE, received_copies, skew
 from sextant.workloads.vision import Vision
 
 PHASES = ("training", "prefill", "decode", "image_understanding", "image_generation")
@@ -79,12 +80,13 @@ class Transformer:
     official: Mapping[str, Num] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
 
-    def step(self, load: Load, plan: Plan) -> Step:
+    def step(self, load: Load, plan: Plan, node_size: Num = NODE_SIZE) -> Step:
         """Operators of one micro-batch (training), engine step (prefill, decode, image_understanding) or sampling step
         (image_generation) of one data-parallel rank, before ``shard`` divides them; ``layers`` says how often each part
         occurs. ``imaging.passes`` has all steps that make an image. InputError where the model lacks the phase.
+        ``node_size`` devices make a node: redundant experts and skewed routing depend on it.
         """
-        return build(self, _shape(self, load, plan), load.phase)
+        return build(self, _shape(self, load, plan, node_size), load.phase)
 
 
 def build(model: Transformer, shape: blocks.Shape, phase: str) -> Step:
@@ -134,7 +136,7 @@ def _exchange_sms(plan: Plan) -> Num:
     return np.where(np.asarray(plan.n_comm_sms) > 0, plan.n_comm_sms, N_SMS)[()]
 
 
-def _shape(model: Transformer, load: Load, plan: Plan) -> blocks.Shape:
+def _shape(model: Transformer, load: Load, plan: Plan, node_size: Num) -> blocks.Shape:
     if load.phase not in PHASES:
         raise InputError(f"load.phase: expected one of {', '.join(PHASES)}, got {load.phase!r}")
     tokens = sequence_tokens(model, load)
@@ -149,17 +151,22 @@ def _shape(model: Transformer, load: Load, plan: Plan) -> blocks.Shape:
     seen = load.phase in ("training", "image_understanding") and model.vision is not None
     phase = {"image_understanding": "prefill", "image_generation": _sampling_phase(model)}.get(load.phase, load.phase)
     height, width = image_pixels(model, load)
-    return shape_of(
+    found = shape_of(
         model, plan, phase, batch, seq, kv_len, n_images=load.n_images if seen else 0.0, image_height=height,
         image_width=width,
     )  # fmt: skip
+    if not has_experts(model):
+        return found
+    uneven = skew(model, plan, load, batch * seq, node_size)
+    copies = received_copies(model, plan.expert, plan.redundant_experts, node_size, uneven)
+    return replace(found, copies=copies, skew=uneven)
 
 
 def shape_of(
-    model: Transformer, plan: Plan, phase: str, batch: Num, seq: Num, kv_len: Num, **images: Num
+    model: Transformer, plan: Plan, phase: str, batch: Num, seq: Num, kv_len: Num, **images: Any
 ) -> blocks.Shape:
     """The shape of a pass over ``batch`` sequences of ``seq`` new tokens that see ``kv_len``; ``images`` as Shape's."""
-    copies = received_copies(model, plan.expert) if has_experts(model) else 1.0
+    copies = received_copies(model, plan.expert, plan.redundant_experts) if has_experts(model) else 1.0
     return blocks.Shape(
         phase=phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
         copies=copies, n_slots=model.n_routed_experts + plan.redundant_experts, n_comm_sms=_exchange_sms(plan),

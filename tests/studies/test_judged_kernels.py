@@ -13,6 +13,7 @@ ROWS = {id: pair for id, pair in judged_kernels.kernel_comparisons().items()}
 def test_every_published_kernel_with_a_shape_is_predicted() -> None:
     groups = [id.partition(".")[0] for id in ROWS]
     assert groups.count("deepgemm") == 21 and groups.count("dualpipe_trace") == 8 and groups.count("flashmla") == 2
+    assert groups.count("deepep") == 16 and groups.count("network") == 8
     assert set(ROWS) <= {row["id"] for row in judged.published_errors()}
 
 
@@ -36,3 +37,10 @@ def test_work_is_counted_as_the_authors_do() -> None:
 def test_large_products_come_out_near_what_deepgemm_publishes() -> None:
     large = [abs(pair.error) for id, pair in ROWS.items() if "m4096" in id or "m8192" in id]
     assert np.mean(large) < 0.12
+
+
+def test_exchanges_come_out_near_what_their_authors_publish() -> None:
+    """No figure of an H800 was fitted: DeepEP's 7% off on average, those of the network 6%, none over 20%."""
+    for group in ("deepep", "network"):
+        errors = [abs(pair.error) for id, pair in ROWS.items() if id.startswith(group)]
+        assert np.mean(errors) < 0.10 and max(errors) < 0.20

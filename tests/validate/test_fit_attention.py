@@ -13,7 +13,7 @@ from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Memory
 from sextant.validate.fit_attention import attention_op, fit_attention, fit_mla, mla_op
-from sextant.validate.fit_collective import check_exchange, fit_collective, fit_exchange, published_row
+from sextant.validate.fit_collective import fit_collective
 from sextant.validate.solver import Row, alone, column, held_out, with_fit
 
 MEASURED = Path(__file__).resolve().parents[3] / "shared" / "measured" / "h100_sxm"
@@ -21,7 +21,7 @@ H100 = Device(
     name="h100", peak_flops_per_s={"bf16": 989e12, "fp8": 1978e12}, n_sms=132.0, l2_bytes=50e6, launch_s=1.5e-6,
     power_w=700.0, price_usd_per_h=2.0, memories={"hbm": Memory(capacity_bytes=80e9, bandwidth_bytes_per_s=3.35e12)},
 )  # fmt: skip
-NVLINK, NVLINK_H800 = 450e9, 200e9
+NVLINK = 450e9
 
 
 def rows_of(name: str) -> list[Row]:
@@ -30,10 +30,6 @@ def rows_of(name: str) -> list[Row]:
         pytest.skip(f"no measured rows: {path} is absent")
     with gzip.open(path, "rt") as lines:
         return list(csv.DictReader(lines))
-
-
-def exchange_rows(name: str) -> list[Row]:
-    return [{**row, "nvlink_bytes_per_s": NVLINK} for row in rows_of(name)]
 
 
 def test_held_out_rows_keep_their_group_together_and_always_the_same() -> None:
@@ -114,33 +110,3 @@ def test_unseen_collective_sizes() -> None:
     found = fit_collective(rows_of("nccl"), H100, NVLINK)
     assert found.held_out.mape < 0.10
     assert found.fit.coefficients["ring_efficiency"] < 1
-
-
-def test_exchange_between_unseen_node_counts_and_published_deepep_figures() -> None:
-    """Normal mode is fitted to one and four H100 nodes and the two NVLink figures of an H800 node; two nodes are held
-    out, and every published H800 figure between nodes is checked (deepseek-ai/DeepEP docs/legacy.md): 16 GPUs come out
-    10% too fast, 32 and 64 within 5%. The rows of eight measured nodes take no part: their dispatch reaches less than
-    half of the rate that DeepEP publishes for as many nodes, and no fit can serve both."""
-    own = [published_row(v, "normal", 8.0, 4096.0, NVLINK_H800, gigabytes_per_s=g)
-           for v, g in (("dispatch", 153.0), ("combine", 158.0))]  # fmt: skip
-    found = fit_exchange([*exchange_rows("deepep_normal"), *own], H100, test_nodes=[2.0], left_out=[8.0])
-    assert found.held_out.mape < 0.10
-    published = [
-        published_row(variant, "normal", gpus, 4096.0, NVLINK_H800, gigabytes_per_s=rate)
-        for gpus, pair in ((16.0, (43.0, 43.0)), (32.0, (58.0, 57.0)), (64.0, (51.0, 50.0)))
-        for variant, rate in zip(("dispatch", "combine"), pair, strict=True)
-    ]
-    assert check_exchange(published, with_fit(H100, found.name, found.fit)).mape < 0.07
-
-
-def test_low_latency_exchange_between_unseen_node_counts_and_published_figures() -> None:
-    """Every published H800 figure of the present version is checked; combine within one node is 29% too slow."""
-    found = fit_exchange(exchange_rows("deepep_low_latency"), H100, test_nodes=[4.0])
-    assert found.held_out.mape < 0.05
-    figures = {8.0: (77.0, 114.0), 16.0: (118.0, 195.0), 32.0: (155.0, 273.0), 256.0: (194.0, 360.0)}
-    published = [
-        published_row(variant, "low_latency", gpus, 128.0, NVLINK_H800, us=us)
-        for gpus, pair in figures.items()
-        for variant, us in zip(("dispatch", "combine"), pair, strict=True)
-    ]
-    assert check_exchange(published, with_fit(H100, found.name, found.fit)).mape < 0.10

@@ -11,7 +11,7 @@ from sextant.workloads import parameters, residency
 from sextant.workloads.formats import recipe
 from sextant.workloads.models import catalogue, model
 from sextant.workloads.ops.optimizer import optimizer_step
-from sextant.workloads.traffic import node_limit, received_copies
+from sextant.workloads.traffic import groups, received_copies
 
 V3 = model("deepseek-v3")
 TRAINING = Load(phase="training", batch=64.0, context_tokens=4096.0)
@@ -116,20 +116,20 @@ def test_copies_lie_between_one_and_top_k(expert):
 
 
 def test_copies_are_those_of_drawn_experts():
-    """Balanced choice of 8 experts in 4 of 8 groups, on 64 devices with 4 experts each."""
+    """The best 8 experts in the best 4 of 8 groups by drawn scores, on 64 devices with 4 experts each."""
     rng = np.random.default_rng(0)
     seen = []
     for _ in range(4000):
-        groups = rng.choice(8, size=4, replace=False)
-        pool = np.concatenate([np.arange(32) + 32 * g for g in groups])
-        seen.append(len(set(rng.choice(pool, size=8, replace=False) // 4)))
+        scores = rng.random((8, 32))
+        scores[np.argsort(scores.max(axis=1))[:4]] = -1.0
+        seen.append(len(set(np.argsort(scores.ravel())[-8:] // 4)))
     assert received_copies(V3, 64.0) == pytest.approx(np.mean(seen), abs=4 * np.std(seen) / 4000**0.5)
 
 
-def test_node_limits():
-    """DeepSeek-V3 sends to 4 of 8 groups; a model without groups to as many nodes as it has experts."""
-    assert node_limit(V3) == 4
-    assert node_limit(replace(V3, n_group=1.0, topk_group=1.0)) == V3.n_routed_experts
+def test_limited_routers_name_their_groups():
+    """DeepSeek-V3 takes experts of 4 of 8 groups; a greedy router of all, whatever its config says."""
+    assert groups(V3) == {"n_group": 8, "topk_group": 4}
+    assert groups(replace(V3, topk_method="greedy")) == {"n_group": 1, "topk_group": 1}
 
 
 def test_wrong_phases_and_mixed_sweeps_are_refused():

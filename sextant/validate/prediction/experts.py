@@ -2,31 +2,26 @@
 
 Time is two grouped products plus an explicit overhead, the block ``moe_<format>`` (see ``validate.fit_grouped``).
 
-Under ``routing`` power_law_A an expert's share is drawn with density x^-A between one token and 0.8 of all of them (or
-0.01 and 2 where pairs are no more than experts): the sampler of aiconfigurator's collector (power_law_logits_v3); the
-device that counts is the one with most pairs. Its load is the mean plus what the largest of ``expert_parallel`` sums
-of normal spread exceeds it by; experts whose share rounds to no token are not read. No skewed row took part in any fit:
-the estimate counts as assumed, its interval is wider.
+Under ``routing`` power_law_A the device that counts is the one with most pairs (``simulator.kernels.imbalance``);
+experts whose share rounds to no token are not read. No skewed row took part in any fit: the estimate counts as assumed,
+its interval is wider.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import NormalDist
 
 import numpy as np
 
 from sextant.simulator.kernels import estimate, fit_of, operator, peak
 from sextant.simulator.kernels.correction import correction
+from sextant.simulator.kernels.imbalance import exponent, power_law
 from sextant.simulator.kernels.tiles import BORROWED, LENDERS
 from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
 
 #: Factors on the interval of skewed routing: assumed.
 SKEWED_LOW, SKEWED_HIGH = 0.7, 1.5
-
-#: The quantile that the largest of n normal draws has on average (Blom 1958).
-_BLOM = 0.375
 
 
 def expert_layers(c: Mapping[str, Num], gates: float = 2.0) -> dict[str, Num]:
@@ -41,41 +36,13 @@ def expert_layers(c: Mapping[str, Num], gates: float = 2.0) -> dict[str, Num]:
     }  # fmt: skip
 
 
-def most_loaded(layers: Mapping[str, Num], exponent: float) -> dict[str, Num]:
+def most_loaded(layers: Mapping[str, Num], power: float) -> dict[str, Num]:
     """``layers`` of the device with most pairs when shares follow a power law: its pairs, and as groups the experts
     that get any token, each as many."""
-    experts_here, tokens = np.asarray(layers["groups"]), np.asarray(layers["n_tokens"])
-    n_ranks = np.maximum(tokens * 0.0 + layers["ranks"], 1.0)
-    n_experts, all_pairs = experts_here * n_ranks, layers["pairs"] * n_ranks
-    many = all_pairs > n_experts
-    low, high = np.where(many, 1.0, 0.01), np.where(many, np.maximum(0.8 * tokens, 1.001), 2.0)
-    mass, mean, square = (_moment(low, high, power - exponent) for power in (0.0, 1.0, 2.0))
-    mean, square = mean / mass, square / mass
-    spread = np.sqrt(np.maximum(square - mean**2, 0.0))
-    drawn = experts_here * mean + _largest(n_ranks) * spread * np.sqrt(experts_here)
-    drawn = np.where(n_ranks > 1.0, np.minimum(drawn, experts_here * high), experts_here * mean)
-    per_unit = all_pairs / (n_experts * mean)
-    # No expert gets a token twice, no device more pairs than there are.
-    pairs = np.minimum(np.minimum(drawn * per_unit, all_pairs), experts_here * tokens)
-    half = np.clip(0.5 / per_unit, low, high)
-    hit = np.clip(experts_here * _moment(half, high, -exponent) / mass, 1.0, experts_here)
-    hit = np.maximum(np.minimum(hit, np.maximum(pairs, 1.0)), pairs / tokens)
+    n_tokens = np.asarray(layers["n_tokens"])
+    n_ranks = np.maximum(n_tokens * 0.0 + layers["ranks"], 1.0)
+    pairs, hit = power_law(power, layers["groups"] * n_ranks, n_ranks, n_tokens, layers["pairs"] * n_ranks)
     return {**layers, "pairs": pairs, "groups": hit, "tokens_per_group": pairs / hit}
-
-
-def _moment(low: Num, high: Num, power: float) -> Num:
-    """The integral of x^power between two bounds."""
-    if abs(power + 1.0) < 1e-9:
-        return np.log(high / low)
-    return (high ** (power + 1.0) - low ** (power + 1.0)) / (power + 1.0)
-
-
-def _largest(n: Num) -> Num:
-    """Standard deviations by which the largest of n normal draws exceeds their mean, on average."""
-    values, inverse = np.unique(np.asarray(n), return_inverse=True)
-    normal = NormalDist()
-    quantiles = [normal.inv_cdf((v - _BLOM) / (v + 1.0 - 2.0 * _BLOM)) if v > 1 else 0.0 for v in values]
-    return np.asarray(quantiles)[inverse].reshape(np.shape(n))
 
 
 def products(layers: Mapping[str, Num], format: str, routing: str) -> tuple[Op, Op]:
@@ -139,10 +106,10 @@ def moe_estimate(c: Mapping[str, Num], format: str, routing: str, cluster: Clust
 
     The interval is that of whole measured layers.
     """
-    layers, exponent = expert_layers(c, gates), _exponent(routing)
+    layers, power = expert_layers(c, gates), exponent(routing)
     fit = layer_fit(cluster.device, format)
-    if exponent is not None:
-        layers = most_loaded({**layers, "ranks": c["expert_parallel"]}, exponent)
+    if power is not None:
+        layers = most_loaded({**layers, "ranks": c["expert_parallel"]}, power)
     both = products(layers, format, "" if routing == "random" else "exact")
     parts = [estimate(op, cluster) for op in both]
     fixed, moving = overhead_parts(layers, fit, cluster)
@@ -150,22 +117,8 @@ def moe_estimate(c: Mapping[str, Num], format: str, routing: str, cluster: Clust
     limits = {**limits, "memory": limits["memory"] + moving, "launch": limits["launch"] + fixed}
     seconds = (parts[0].seconds + parts[1].seconds + fixed + moving) * correction(fit, features(layers))
     seconds = np.maximum(seconds, least_seconds(both, cluster.device))
-    low, high = (1.0, 1.0) if exponent is None else (SKEWED_LOW, SKEWED_HIGH)
+    low, high = (1.0, 1.0) if power is None else (SKEWED_LOW, SKEWED_HIGH)
     return Estimate(
         seconds=seconds, low=seconds * fit.low * low, high=seconds * fit.high * high, limits=limits,
-        provenance=fit.provenance if exponent is None else "assumed",
+        provenance=fit.provenance if power is None else "assumed",
     )  # fmt: skip
-
-
-def _exponent(routing: str) -> float | None:
-    """The exponent of ``power_law_A``, None where routing is even."""
-    if routing in ("", "balanced", "random"):
-        return None
-    name, _, value = routing.rpartition("_")
-    try:
-        exponent = float(value)
-    except ValueError:
-        exponent = float("nan")
-    if name != "power_law" or not 0.0 <= exponent < 10.0:
-        raise ValueError(f"routing: unknown {routing!r}; choose balanced, random or power_law_A, e.g. power_law_1.2")
-    return exponent

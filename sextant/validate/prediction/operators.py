@@ -146,10 +146,12 @@ def exchange(op: str, c: Columns, mode: str | NDArray[np.str_], format: str = ""
     is zero; the wait in which devices agree on sizes is not included.
     """
     n_nodes = np.where(np.asarray(c["n_nodes"]) > 0, c["n_nodes"], np.ceil(c["n_gpus"] / PER_NODE))
-    shape = {name: c[name] for name in ("n_tokens", "hidden", "top_k", "n_experts", "n_gpus", "n_sms", "max_nodes")}
-    shape |= {
-        "n_gpus_per_node": c["n_gpus"] / n_nodes, "mode": np.zeros_like(c["n_gpus"]) + (mode == "low_latency"),
-    }  # fmt: skip
+    shape = {name: c[name] for name in ("n_tokens", "hidden", "top_k", "n_experts", "n_gpus", "n_sms")}
+    fast = np.zeros_like(c["n_gpus"]) + (mode == "low_latency")
+    shape |= {"n_gpus_per_node": c["n_gpus"] / n_nodes, "mode": fast}
+    # DeepEP's benchmark ranks as many groups of experts as there are nodes, and its low-latency one none.
+    shape["n_group"] = np.where(fast > 0, 1.0, n_nodes)
+    shape["topk_group"] = np.minimum(c["max_nodes"], shape["n_group"])
     variant = op.removeprefix("ep_")
     return operator(
         "expert_exchange", variant, format or ("fp8_block" if variant == "dispatch" else "bf16"), shape, variant=variant

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sextant.simulator.kernels import BYTES, operator
+from sextant.simulator.kernels.imbalance import Skew
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops.linear import cast, linear, requantised, scale_transpose, weight_transpose
 from sextant.workloads.ops.memory import Place, moved
-from sextant.workloads.traffic import node_limit
+from sextant.workloads.traffic import BALANCED, groups
 
 #: Elementwise passes over the scores of all experts that a training router makes besides its selection (sigmoid, limits
 #: on groups, masks, normalisation, auxiliary loss, one operation of the library each), forward and backward: counted in
@@ -88,12 +89,14 @@ def router(place: Place, m: Num, model) -> list[Op]:
     return ops
 
 
-def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: Num, n_sms: Num) -> list[Op]:
+def exchange(
+    place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: Num, n_sms: Num, skew: Skew = BALANCED
+) -> list[Op]:
     """Dispatch and combine of ``m`` tokens per device; the backward pass of each is the other one.
 
     Backward of the combine sends output gradients to the experts (a dispatch, FP8 in an FP8 recipe); backward of the
     dispatch sums input gradients (a combine, BF16). In normal mode the devices first agree on sizes (``notify``);
-    ``n_sms`` SMs copy.
+    ``n_sms`` SMs copy. With a ``skew`` the operators are those of the most loaded GPU.
     """
     sends = [("dispatch", "dispatch", recipe.dispatch, "forward"), ("combine", "combine", recipe.combine, "forward")]
     if place.training:
@@ -103,9 +106,8 @@ def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: 
         ]
     shape = {
         "n_tokens": m, "hidden": model.hidden_size, "top_k": model.num_experts_per_tok, "n_gpus": 1.0,
-        "n_experts": n_slots, "max_nodes": node_limit(model), "mode": mode, "n_gpus_per_node": 1.0,
-        "notify": 1.0 - mode,
-        "n_sms": n_sms,
+        "n_experts": model.n_routed_experts, "n_slots": n_slots, **groups(model), "mode": mode,
+        "n_gpus_per_node": 1.0, "notify": 1.0 - mode, "n_sms": n_sms, "hot_gpu": skew.gpu, "hot_node": skew.node,
     }  # fmt: skip
     return [
         operator(
@@ -117,15 +119,16 @@ def exchange(place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: 
     ]  # fmt: skip
 
 
-def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Num) -> list[Op]:
+def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Num, skew: Skew = BALANCED) -> list[Op]:
     """The routed experts of one device: permutation, grouped products, SwiGLU, weighted sum back.
 
     ``m`` tokens per device make ``m x top_k`` (token, expert) pairs; expert parallelism pools the tokens of its group
     over fewer experts per device, so the number of pairs per device stays. A received token lies once on a device
-    (``copies`` devices per token), a pair once per expert. ``n_slots`` counts redundant copies of experts too.
+    (``copies`` devices per token), a pair once per expert. ``n_slots`` counts redundant copies of experts too. With a
+    ``skew`` the device is the most loaded one, and ``copies`` its own.
     """
-    hidden, width, experts = model.hidden_size, model.moe_intermediate_size, n_slots
-    pairs = m * model.num_experts_per_tok
+    hidden, width, experts = model.hidden_size, model.moe_intermediate_size, n_slots * skew.hit
+    pairs = m * model.num_experts_per_tok * skew.gpu
     received = m * copies
     inp = BYTES[recipe.dispatch] * hidden
     index = "index" if place.training else ""

@@ -39,7 +39,8 @@ def moved(
     shards = {degree: ("read_bytes", "write_bytes") for degree in sharded}
     shape = {"read_bytes": read_bytes, "write_bytes": write_bytes, **({"whole_waves": 1.0} if whole_waves else {})}
     return operator(
-        "memory", name, "bf16", shape, variant=variant, part=place.part, block=place.block, phase=phase, count=place.count, shards=shards,
+        "memory", name, "bf16", shape, variant=variant, part=place.part, block=place.block,
+        phase=phase, count=place.count, shards=shards,
     )  # fmt: skip
 
 
