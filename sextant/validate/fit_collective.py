@@ -34,6 +34,8 @@ COLLECTIVE_BOUNDS = {
     "base_s": Bounds(start=5e-6, low=1e-7, high=3e-5),
     "step_s": Bounds(start=8e-7, low=0.0, high=1e-5),
     "chunk_s": Bounds(start=1.7e-6, low=0.0, high=1e-4),
+    "reduce_efficiency": Bounds(start=0.85, low=0.3, high=1.0),
+    "reduce_pair_loss": Bounds(start=0.1, low=0.0, high=0.6),
     "direct_base_s": Bounds(start=5e-6, low=1e-7, high=3e-5),
     "peer_s": Bounds(start=1e-7, low=0.0, high=2e-6),
     "direct_pair_loss": Bounds(start=0.2, low=0.0, high=0.6),

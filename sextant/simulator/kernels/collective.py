@@ -64,7 +64,8 @@ def estimate(op: Op, cluster: Cluster, algorithm: str = "auto") -> Estimate:
     """Seconds by the block ``collective``: ring_efficiency and direct_efficiency (share of NVLink's line rate in a
     ring and in all_to_all, for many ranks), pair_loss (the part of it that two ranks do not reach, shrinking as 2 / n),
     base_s and step_s (latency), chunk_s, setup_s and setup_bytes (see ``_setup_s``); where they were fitted also
-    direct_pair_loss and direct_chunk_s of all_to_all, switch_efficiency and switch_s. Zero for a group of one rank.
+    reduce_efficiency and reduce_pair_loss of all_reduce, direct_base_s, peer_s (per peer), direct_pair_loss and
+    direct_chunk_s of all_to_all, switch_efficiency and switch_s. Zero for a group of one rank.
 
     InputError if the group spans nodes and the cluster has one tier, or for an algorithm that cannot run. Across nodes
     the interval is wider and the provenance no better than ``published``.
@@ -118,9 +119,12 @@ def _share(variant: str, algorithm: str, local: Num, c: Mapping[str, Num]) -> Nu
     """What part of NVLink's line rate payload reaches."""
     if algorithm == "switch":
         return c["switch_efficiency"]
-    direct = variant == "all_to_all"
-    loss = c.get("direct_pair_loss", c["pair_loss"]) if direct else c["pair_loss"]
-    return c["direct_efficiency" if direct else "ring_efficiency"] * (1.0 - loss * 2.0 / np.maximum(local, 2.0))
+    share, loss = c["ring_efficiency"], c["pair_loss"]
+    if variant == "all_to_all":
+        share, loss = c["direct_efficiency"], c.get("direct_pair_loss", loss)
+    elif variant == "all_reduce":  # its second turn sends on what the first has left on chip
+        share, loss = c.get("reduce_efficiency", share), c.get("reduce_pair_loss", loss)
+    return share * (1.0 - loss * 2.0 / np.maximum(local, 2.0))
 
 
 def _setup_s(shape: Mapping[str, Num], c: Mapping[str, Num]) -> Num:
