@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sextant import hwmodels
+from sextant.hwmodels.topologies import TOPOLOGIES
 from sextant.simulator import kernels
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import KernelFit
 from sextant.simulator.units import show as shown
-from sextant.studies import axes, catalogue, model_card
+from sextant.studies import axes, catalogue, model_card, topology_card
 from sextant.studies.files import save
 from sextant.workloads import models
 
@@ -35,6 +36,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "ops": lambda: [{"name": name, "about": _about(name)} for name in _kernel_kinds()],
         "studies": lambda: [{"name": name, "about": about} for name, about in _STUDIES.items()],
         "scenarios": lambda: [_scenario_row(name) for name in catalogue.scenario_names()],
+        "topologies": lambda: [topology_card.row(name) for name in TOPOLOGIES],
     }
     if kind not in kinds:
         raise InputError(f"unknown kind {kind!r}; {nearest(kind, kinds)}")
@@ -44,17 +46,17 @@ def listing(kind: str) -> list[dict[str, Any]]:
 def card(kind: str, name: str, sets: Sequence[str] = ()) -> dict[str, Any]:
     """Everything about one entry, nested mappings as sections; InputError offers the nearest names.
 
-    ``sets`` (``field=value``) change a model first; other kinds are shown as they are.
+    ``sets`` (``field=value``) change a model or a topology first; other kinds are shown as they are.
     """
     kinds: dict[str, Callable[[str], dict[str, Any]]] = {
         "model": lambda name: model_card.card(name, sets), "gpu": _gpu_card, "op": _op_card, "cluster": _cluster_card,
-        "scenario": _scenario_card,
+        "scenario": _scenario_card, "topology": lambda name: topology_card.of(name, sets),
     }  # fmt: skip
-    singular = kind.removesuffix("s")
+    singular = "topology" if kind == "topologies" else kind.removesuffix("s")
     if singular not in kinds:
         raise InputError(f"unknown kind {kind!r}; {nearest(kind, kinds)}")
-    if sets and singular != "model":
-        raise InputError(f"--set changes the card of a model, not of a {singular}; leave it out")
+    if sets and singular not in ("model", "topology"):
+        raise InputError(f"--set changes the card of a model or topology, not of a {singular}; leave it out")
     return kinds[singular](name)
 
 

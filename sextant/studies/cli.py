@@ -141,7 +141,8 @@ def check(scenario: File, sets: Sets = None, json: AsJson = False) -> None:
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="models, gpus, clusters, ops, studies or scenarios")], json: AsJson = False
+    kind: Annotated[str, typer.Argument(help="models, gpus, clusters, topologies, ops, studies or scenarios")],
+    json: AsJson = False,
 ) -> None:
     """List what a scenario may name."""
     from sextant.studies import cards, tables
@@ -155,17 +156,18 @@ def list_(
 
 @app.command()
 def show(
-    kind: Annotated[str, typer.Argument(help="model, gpu, cluster, op or scenario")],
+    kind: Annotated[str, typer.Argument(help="model, gpu, cluster, topology, op or scenario")],
     name: Annotated[str, typer.Argument(help="Its name, as `sextant list` prints it.")],
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a model first, e.g. n_streams=4.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a model or topology first, e.g. n_streams=4."),
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for card.json, of a model also figures.")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Show one model, GPU, cluster, operator or scenario, with the source of its numbers."""
+    """Show one model, GPU, cluster, topology, operator or scenario, with the source of its numbers."""
     from sextant.studies import card_table, cards, files, tables
 
     card = cards.card(kind, name, sets or ())

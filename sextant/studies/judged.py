@@ -1,4 +1,4 @@
-"""Every published figure that Sextant predicts, beside its prediction: sizes of models, scenarios, single kernels."""
+"""Published figures that Sextant predicts, beside their predictions: sizes of models, networks, scenarios, kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Num
 from sextant.studies import answer as answering
-from sextant.studies import catalogue, judged_kernels, report
+from sextant.studies import catalogue, judged_kernels, report, topology_card
 from sextant.validate import published
 from sextant.workloads import models, parameters
 from sextant.workloads.transformer import Transformer
@@ -57,7 +57,7 @@ def published_errors(prefix: str = "") -> list[dict[str, Any]]:
     ``inside`` says whether the figure lies in the prediction's 90% interval, None where the prediction is exact.
     Unconfirmed figures are left out. InputError if nothing is under ``prefix``.
     """
-    rows = {row["id"]: row for row in _sizes() + _scenarios() + _kernels()}
+    rows = {row["id"]: row for row in _sizes() + _networks() + _scenarios() + _kernels()}
     chosen = [row for id, row in rows.items() if id.startswith(prefix)]
     if not chosen:
         groups = {id.rpartition(".")[0] for id in rows}
@@ -101,6 +101,13 @@ def _scenarios() -> list[dict[str, Any]]:
             for metric, pair in report.comparisons(found, groups=(group,)).items():
                 rows.append(_row(group, pair, _TIMES, exact=metric == "kv_bytes_per_token"))
     return rows
+
+
+def _networks() -> list[dict[str, Any]]:
+    return [
+        _row(id.removesuffix(f".{pair.metric}"), pair, fitted, exact=fitted != topology_card.LATENCY)
+        for id, pair, fitted in topology_card.comparisons()
+    ]
 
 
 def _kernels() -> list[dict[str, Any]]:

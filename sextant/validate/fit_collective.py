@@ -9,15 +9,18 @@ from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate
+from sextant.simulator.kernels.collective import SWITCHED
 from sextant.simulator.types import Cluster, Device, KernelFit, Link, Num, Op, Tier
 from sextant.validate.prediction import operators
 from sextant.validate.solver import (
     Array,
     Bounds,
+    Errors,
     Fitted,
     Row,
     column,
     columns,
+    errors,
     held_out,
     solve,
     with_fit,
@@ -30,12 +33,22 @@ COLLECTIVE_BOUNDS = {
     "base_s": Bounds(start=5e-6, low=1e-7, high=3e-5),
     "step_s": Bounds(start=8e-7, low=0.0, high=1e-5),
     "chunk_s": Bounds(start=1.7e-6, low=0.0, high=1e-4),
+    "reduce_efficiency": Bounds(start=0.85, low=0.3, high=1.0),
+    "reduce_pair_loss": Bounds(start=0.1, low=0.0, high=0.6),
+    "direct_base_s": Bounds(start=5e-6, low=1e-7, high=3e-5),
+    "peer_s": Bounds(start=1e-7, low=0.0, high=2e-6),
+    "direct_pair_loss": Bounds(start=0.2, low=0.0, high=0.6),
+    "direct_chunk_s": Bounds(start=5e-7, low=0.0, high=1e-4),
     "setup_s": Bounds(start=7e-6, low=0.0, high=1e-4),
-    "setup_bytes": Bounds(start=1e5, low=1e3, high=1e7),
+    "setup_bytes": Bounds(start=4e4, low=1e3, high=1e7),
+    "switch_efficiency": Bounds(start=0.6, low=0.3, high=1.0),
+    "switch_s": Bounds(start=2e-5, low=1e-6, high=1e-4),
 }
 
 #: What tells groups of different sizes apart.
-_BY_GROUP = ("pair_loss", "step_s")
+_BY_GROUP = (
+    "pair_loss", "step_s", "reduce_pair_loss", "direct_pair_loss", "peer_s", "switch_efficiency", "switch_s",
+)  # fmt: skip
 
 #: GPUs of one node in every measured system.
 PER_NODE = operators.PER_NODE
@@ -54,13 +67,14 @@ def node_cluster(device: Device, nvlink: Num, infiniband: Num = 50e9, latency_s:
 
 def collective_op(rows: Sequence[Row]) -> Op:
     """One array operator for rows of one collective; ``message_elements`` counts elements of ``format`` (int8: one
-    byte)."""
-    variants = {str(row["op"]) for row in rows}
-    if len(variants) != 1:
-        raise InputError(f"rows of one collective are needed, got {', '.join(sorted(variants)) or 'no rows'}")
+    byte). InputError for rows of several collectives, or of formats that switches can add and that they cannot."""
+    kinds = {_kind(row) for row in rows}
+    if len(kinds) != 1:
+        found = ", ".join(" ".join(kind) for kind in sorted(kinds)) or "no rows"
+        raise InputError(f"rows of one collective are needed, got {found}")
     size = np.asarray([operators.message_bytes(str(row["format"])) for row in rows])
-    op = variants.pop()
-    return operators.collective(op, columns(rows, op), size)
+    op, format = kinds.pop()
+    return operators.collective(op, columns(rows, op), size, format)
 
 
 def even_all_to_all(n_gpus: float, busiest_bytes: float) -> dict[str, str | float]:
@@ -80,31 +94,67 @@ def plain_case(row: Row) -> dict[str, str | float]:
     return {**case, "n_gpus": 2.0} if row["op"] == "send_recv" else case
 
 
-def fit_collective(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: float, source: str = "") -> Fitted:
-    """The block ``collective`` from NVLink rows; whole message sizes (bytes) are held out.
+def plain_rows(rows: Sequence[Row]) -> list[Row]:
+    """Timed rows of the plain collectives, as cases of the law, in order."""
+    return [{**row, **plain_case(row)} for row in rows if row.get("us", "") != "" and not row.get("variant")]
+
+
+def _kind(row: Row) -> tuple[str, str]:
+    """A collective, and a format that stands for all that NVSwitches add, or that they do not."""
+    return str(row["op"]), "bf16" if row["format"] in SWITCHED else "int8"
+
+
+def predict_collective(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: float) -> Array:
+    """Seconds per row of one node, shape (n_rows,)."""
+    cluster, seconds = node_cluster(device, nvlink_bytes_per_s), np.zeros(len(rows))
+    for kind in sorted({_kind(row) for row in rows}):
+        mask = np.asarray([_kind(row) == kind for row in rows])
+        op = collective_op([row for row in rows if _kind(row) == kind])
+        seconds[mask] = np.asarray(estimate(op, cluster).seconds)
+    return seconds
+
+
+def fit_collective(
+    rows: Sequence[Row], device: Device, nvlink_bytes_per_s: float, source: str = "",
+    test_n_gpus: Sequence[float] = (),
+) -> Fitted:  # fmt: skip
+    """The block ``collective`` from NVLink rows. Whole message sizes (bytes) are held out, or with ``test_n_gpus`` all
+    rows of groups of so many ranks.
 
     Rows without a time and variants (uneven parts, both ways) take no part: those are judges. Rows of one group size
-    cannot tell what grows with it: ``pair_loss`` and ``step_s`` then stay those of ``device``'s own block, or where
-    the search would start. BF16 all_reduce rows on more than two GPUs are left out, in fitting and in judging: there
-    NCCL may add inside the NVLink switches, which is not modelled (the int8 rows cannot, and stay in).
+    cannot tell what grows with it: those coefficients then stay as in ``device``'s own block, or where the search would
+    start.
     """
-    rows = [{**r, **plain_case(r)} for r in rows if r.get("us", "") != "" and not r.get("variant")]
-    rows = [r for r in rows if not (r["op"] == "all_reduce" and r["format"] != "int8" and float(r["n_gpus"]) > 2)]
-    rows = sorted(rows, key=lambda r: str(r["op"]))
-    measured_s = column(rows, "us") * 1e-6
-    variants = sorted({str(r["op"]) for r in rows})
-    ops = [collective_op([r for r in rows if r["op"] == v]) for v in variants]
-    test = held_out([float(b) for op in ops for b in np.asarray(op.shape["message_bytes"])], 0.25)
+    rows = plain_rows(rows)
+    measured_s, test = column(rows, "us") * 1e-6, collective_test(rows, test_n_gpus)
 
     def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
-        cluster = node_cluster(with_fit(device, "collective", fit), nvlink_bytes_per_s)
-        return np.concatenate([np.asarray(estimate(op, cluster).seconds) for op in ops])[chosen]
+        mine = [row for row, keep in zip(rows, chosen, strict=True) if keep]
+        return predict_collective(mine, with_fit(device, "collective", fit), nvlink_bytes_per_s)
 
     fixed: dict[str, float] = {}
     if len({float(r["n_gpus"]) for r in rows}) == 1:
         known = device.kernels.get("collective")
-        fixed = {
-            name: float(known.coefficients[name]) if known else COLLECTIVE_BOUNDS[name].start for name in _BY_GROUP
-        }
+        own = known.coefficients if known else {}
+        fixed = {name: float(own.get(name, COLLECTIVE_BOUNDS[name].start)) for name in _BY_GROUP}
     bounds = {name: b for name, b in COLLECTIVE_BOUNDS.items() if name not in fixed}
     return solve("collective", bounds, predict, measured_s, test, source, fixed)
+
+
+def collective_test(rows: Sequence[Row], test_n_gpus: Sequence[float] = ()) -> NDArray[np.bool_]:
+    """Which rows are held out, shape (n_rows,): whole message sizes in bytes, or all groups of so many ranks."""
+    if len(test_n_gpus):
+        return np.isin(column(rows, "n_gpus"), np.asarray(test_n_gpus))
+    size = column(rows, "message_elements") * [operators.message_bytes(str(r["format"])) for r in rows]
+    return held_out(list(size), 0.25)
+
+
+def errors_by_collective(
+    found: Fitted, rows: Sequence[Row], device: Device, nvlink_bytes_per_s: float, test: NDArray[np.bool_]
+) -> dict[str, Errors]:
+    """Errors of the rows that ``test`` marks, per collective: how one block serves each of them."""
+    device = with_fit(device, "collective", found.fit)
+    mine = [row for row, keep in zip(rows, test, strict=True) if keep]
+    predicted, measured = predict_collective(mine, device, nvlink_bytes_per_s), column(mine, "us") * 1e-6
+    kinds = np.asarray([str(row["op"]) for row in mine])
+    return {op: errors(predicted[kinds == op], measured[kinds == op]) for op in sorted(set(kinds))}

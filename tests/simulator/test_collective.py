@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from sextant.simulator import paths
 from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import estimate, operator
-from sextant.simulator.kernels.collective import VARIANTS, hop_bytes
+from sextant.simulator.kernels import collective, estimate, operator
+from sextant.simulator.kernels.algorithms import ALGORITHMS, VARIANTS, plan
+from sextant.simulator.kernels.collective import chosen, hop_bytes
 from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Link, Memory, Num, Tier
 
 BLOCK = KernelFit(
@@ -104,3 +105,60 @@ def test_a_group_beyond_the_only_tier_and_an_unknown_variant_are_refused() -> No
         time("all_gather", 16.0, 1.0, one_tier)
     with pytest.raises(InputError, match="did you mean 'all_gather'"):
         time("allgather", 8.0, 1.0)
+
+
+SWITCHING = paths.put(
+    CLUSTER, "device.kernels.collective.coefficients",
+    {**BLOCK.coefficients, "switch_efficiency": 0.7, "switch_s": 3e-5},
+)  # fmt: skip
+
+
+def op(variant: str, n_gpus: Num, message_bytes: Num, format: str = "bf16"):
+    return operator("collective", variant, format, shape(n_gpus, message_bytes), variant=variant)
+
+
+@given(kinds, groups, sizes)
+def test_the_fastest_algorithm_is_taken(variant: str, n_gpus: float, size: float) -> None:
+    asked = op(variant, n_gpus, size)
+    times = {name: collective.estimate(asked, SWITCHING, name).seconds for name in ALGORITHMS[variant]}
+    assert estimate(asked, SWITCHING).seconds == min(times.values())
+    assert times[str(chosen(asked, SWITCHING))] == min(times.values())
+
+
+@given(kinds, groups, sizes)
+def test_no_rank_sends_less_than_it_must(variant: str, n_gpus: float, size: float) -> None:
+    """Lower bounds that hold for any algorithm without additions in the network: (n - 1) / n of the buffer a turn."""
+    for name in ALGORITHMS[variant]:
+        moved = plan(shape(n_gpus, size), variant, name)
+        if name in ("hierarchical", "ring", "tree") and variant != "broadcast":
+            turns = 2.0 if variant == "all_reduce" else 1.0
+            assert moved.inner_bytes + moved.outer_bytes >= turns * size * (1 - 1 / n_gpus) * (1 - 1e-12)
+
+
+def test_plans_by_hand() -> None:
+    """Two nodes of eight, 1,600 bytes: a ring sends 15 / 16 of them, an eighth of that over the card; trees send all
+    up and down; switches take the buffer once and give back an eighth."""
+    two = shape(16.0, 1600.0)
+    ring, tree = plan(two, "all_gather", "ring"), plan(two, "all_reduce", "tree")
+    assert (ring.inner_bytes, ring.outer_bytes, ring.inner_steps, ring.outer_steps) == (1312.5, 187.5, 14.0, 1.0)
+    assert (tree.inner_bytes, tree.outer_bytes, tree.inner_steps, tree.outer_steps) == (3200.0, 400.0, 14.0, 2.0)
+    assert plan(shape(8.0, 800.0), "all_reduce", "switch").inner_bytes == 900.0
+    assert np.isinf(plan(two, "all_reduce", "switch").inner_bytes)
+
+
+def test_trees_win_for_small_messages_over_many_nodes_and_switches_for_large_ones_in_a_node() -> None:
+    ring, tree = (collective.estimate(op("all_reduce", 256.0, 1e3), CLUSTER, name).seconds for name in ("ring", "tree"))
+    assert tree < ring
+    ring, tree = (
+        collective.estimate(op("all_reduce", 256.0, 1e11), CLUSTER, name).seconds for name in ("ring", "tree")
+    )
+    assert ring < tree
+    assert list(chosen(op("all_reduce", 8.0, np.array([1e4, 1e9])), SWITCHING)) == ["hierarchical", "switch"]
+    # Switches add no integers, and nothing is assumed of them where they were not measured.
+    assert str(chosen(op("all_reduce", 8.0, 1e9, "int8"), SWITCHING)) == "hierarchical"
+    assert "switch" not in collective.choices(op("all_reduce", 8.0, 1e9), CLUSTER)
+
+
+def test_an_algorithm_that_cannot_run_is_refused() -> None:
+    with pytest.raises(InputError, match="all_to_all: no algorithm 'ring'"):
+        collective.estimate(op("all_to_all", 8.0, 1.0), CLUSTER, "ring")

@@ -13,7 +13,6 @@ from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate
 from sextant.simulator.types import Device, KernelFit, Memory
 from sextant.validate.fit_attention import attention_op, fit_attention, fit_mla, mla_op
-from sextant.validate.fit_collective import fit_collective
 from sextant.validate.solver import Row, alone, column, held_out, with_fit
 
 MEASURED = Path(__file__).resolve().parents[3] / "shared" / "measured" / "h100_sxm"
@@ -104,9 +103,3 @@ def test_unseen_latent_decode_sites_and_published_flashmla_rates() -> None:
     rate = np.asarray(streaming.traffic_bytes["hbm"] / estimate(streaming, cluster).seconds)
     assert rate == pytest.approx(3000e9, rel=0.07)
     assert np.asarray(computing.flops / estimate(computing, cluster).seconds) == pytest.approx(660e12, rel=0.07)
-
-
-def test_unseen_collective_sizes() -> None:
-    found = fit_collective(rows_of("nccl"), H100, NVLINK)
-    assert found.held_out.mape < 0.10
-    assert found.fit.coefficients["ring_efficiency"] < 1

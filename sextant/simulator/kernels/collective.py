@@ -3,11 +3,11 @@
 Shape: n_gpus, n_gpus_per_node, message_bytes (the larger buffer of one rank: all_gather's output, reduce_scatter's
 input; of all_to_all the whole send buffer). Ranks lie in one node when n_gpus_per_node >= n_gpus.
 
-Time = latency per step x steps + transfer + 2 sqrt(chunk x transfer). The transfer is the law of the ring (or of direct
-sends in all_to_all); across nodes every GPU drives its own network card, both hops are pipelined and the slower
-decides. The square root is what the best division of a pipeline into chunks costs, when each chunk costs ``chunk_s``:
-one law from the latency-bound to the bandwidth-bound end, in place of a table of protocols. Reduction inside the
-switches (NVLink multicast) is not modelled.
+Time = latency per step x steps + transfer + 2 sqrt(chunk x transfer). Steps and bytes are those of an algorithm
+(``algorithms``); across nodes every GPU drives its own network card, both hops are pipelined and the slower decides.
+The square root is what the best division of a pipeline into chunks costs, when each chunk costs ``chunk_s``: one law
+from the latency-bound to the bandwidth-bound end, in place of a table of protocols. Of the algorithms that a collective
+may run, the fastest is taken, point by point, as a library's tuner would; ``estimate`` takes another by name.
 
 Within a node the rate is the link's bandwidth times a fitted share, which takes the place of ``Link.efficiency``, and
 step latencies are fitted too. Between nodes nothing was measured: there the link's own efficiency and latency hold.
@@ -21,36 +21,23 @@ import numpy as np
 
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import Work, fit_of
+from sextant.simulator.kernels.algorithms import ALGORITHMS, VARIANTS, plan
 from sextant.simulator.kernels.hops import links, nodes
-from sextant.simulator.types import PROVENANCES, Cluster, Estimate, Num, Op
-
-VARIANTS = ("all_gather", "all_reduce", "all_to_all", "broadcast", "reduce_scatter", "send_recv")
+from sextant.simulator.types import PROVENANCES, Cluster, Estimate, KernelFit, Num, Op
 
 #: Widening of the interval for groups that span nodes: no such collective was measured.
 OUTER_LOW, OUTER_HIGH = 0.8, 1.4
 
+#: What NVSwitches can add.
+SWITCHED = ("bf16", "fp16", "fp32")
+
 
 def hop_bytes(shape: Mapping[str, Num], variant: str) -> tuple[Num, Num]:
-    """Bytes that one rank sends within its node and over its own network card, in the hierarchical ring.
-
-    Within a node of g ranks the ring moves (g - 1) / g of the buffer, and once more for the second half of an
-    all_reduce; between N nodes every rank moves its 1 / g part (N - 1) / N times (an all_to_all sends directly).
-    """
-    if variant not in VARIANTS:
+    """Bytes that one rank sends within its node and over its own network card by the first algorithm of ``variant``."""
+    if variant not in ALGORITHMS:
         raise InputError(f"collective: unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
-    size = shape["message_bytes"]
-    n_nodes, local = nodes(shape)
-    beyond, within = 1.0 - 1.0 / n_nodes, 1.0 - 1.0 / local
-    several = np.asarray(shape["n_gpus"]) > 1
-    if variant == "all_to_all":
-        return size * (local - 1.0) / shape["n_gpus"], size * beyond
-    if variant == "broadcast":
-        return size * within, size / local * np.where(n_nodes > 1, 1.0, 0.0)
-    if variant == "send_recv":
-        crosses = n_nodes > 1
-        return size * np.where(several & ~crosses, 1.0, 0.0), size * np.where(crosses, 1.0, 0.0)
-    passes = 2.0 if variant == "all_reduce" else 1.0
-    return passes * size * within, passes * size / local * beyond
+    moved = plan(shape, variant, ALGORITHMS[variant][0])
+    return moved.inner_bytes, moved.outer_bytes
 
 
 def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
@@ -59,34 +46,37 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
     return Work(message_bytes=inner + outer)
 
 
-def estimate(op: Op, cluster: Cluster) -> Estimate:
+def choices(op: Op, cluster: Cluster) -> tuple[str, ...]:
+    """The algorithms that ``op`` may run on ``cluster``: reduction in the switches only where its rate was measured
+    and for formats that they add."""
+    able = "switch_efficiency" in fit_of(cluster.device, "collective").coefficients and op.format in SWITCHED
+    return tuple(name for name in ALGORITHMS[op.variant] if able or name != "switch")
+
+
+def chosen(op: Op, cluster: Cluster) -> np.ndarray:
+    """The name of the fastest algorithm, per point, shape () or (n_points,)."""
+    names = choices(op, cluster)
+    seconds = np.broadcast_arrays(*(np.asarray(estimate(op, cluster, name).seconds) for name in names))
+    return np.asarray(names)[np.argmin(np.stack(seconds), axis=0)]
+
+
+def estimate(op: Op, cluster: Cluster, algorithm: str = "auto") -> Estimate:
     """Seconds by the block ``collective``: ring_efficiency and direct_efficiency (share of NVLink's line rate in a
     ring and in all_to_all, for many ranks), pair_loss (the part of it that two ranks do not reach, shrinking as 2 / n),
-    base_s and step_s (latency), chunk_s, setup_s and setup_bytes (what all_to_all adds, and the message at which half
-    of it is paid). Zero for a group of one rank.
+    base_s and step_s (latency), chunk_s, setup_s and setup_bytes (see ``_setup_s``); where they were fitted also
+    reduce_efficiency and reduce_pair_loss of all_reduce, direct_base_s, peer_s (per peer), direct_pair_loss and
+    direct_chunk_s of all_to_all, switch_efficiency and switch_s. Zero for a group of one rank.
 
-    InputError if the group spans nodes and the cluster has one tier. Across nodes the interval is wider and the
-    provenance no better than ``published``.
+    InputError if the group spans nodes and the cluster has one tier, or for an algorithm that cannot run. Across nodes
+    the interval is wider and the provenance no better than ``published``.
     """
     fit = fit_of(cluster.device, "collective")
-    c, s = fit.coefficients, op.shape
-    n_nodes, local = nodes(s)
-    inner, outer = links(cluster, n_nodes)
-    inner_bytes, outer_bytes = hop_bytes(s, op.variant)
-    best = c["direct_efficiency"] if op.variant == "all_to_all" else c["ring_efficiency"]
-    share = best * (1.0 - c["pair_loss"] * 2.0 / np.maximum(local, 2.0))
-    inner_s = inner_bytes / (inner.bandwidth_bytes_per_s * share)
-    outer_s = outer_bytes / (outer.bandwidth_bytes_per_s * outer.efficiency)
-    link_s = np.maximum(inner_s, outer_s)
-
-    inner_steps, outer_steps = _steps(op.variant, local, n_nodes)
-    fixed_s = c["base_s"] + inner_steps * c["step_s"] + outer_steps * outer.latency_s
-    several = np.asarray(s["n_gpus"]) > 1
-    if op.variant == "all_to_all":
-        # Small direct sends ride along with their flags; larger ones first agree on buffers with every peer.
-        fixed_s = fixed_s + c["setup_s"] * s["message_bytes"] / (s["message_bytes"] + c["setup_bytes"])
+    n_nodes, _ = nodes(op.shape)
+    names = choices(op, cluster) if algorithm == "auto" else (algorithm,)
+    fixed_s, link_s, chunk_s = _fastest([_parts(op, cluster, fit, name) for name in names])
+    several = np.asarray(op.shape["n_gpus"]) > 1
     fixed_s = np.where(several, np.maximum(cluster.device.launch_s, fixed_s), 0.0)
-    seconds = fixed_s + link_s + 2.0 * np.sqrt(c["chunk_s"] * link_s)
+    seconds = fixed_s + link_s + chunk_s
     beyond = np.asarray(n_nodes) > 1
     worst = max(fit.provenance, "published", key=PROVENANCES.index)
     return Estimate(
@@ -96,12 +86,49 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     )  # fmt: skip
 
 
-def _steps(variant: str, local: Num, n_nodes: Num) -> tuple[Num, Num]:
-    """Steps whose latencies add: a ring inside the node, a tree (reducing, sending) or a ring between nodes."""
-    if variant in ("all_to_all", "send_recv"):
-        return np.where(n_nodes > 1, 0.0, 1.0), np.where(n_nodes > 1, 1.0, 0.0)
-    if variant == "all_reduce":
-        return 2.0 * (local - 1.0), 2.0 * np.ceil(np.log2(n_nodes))
-    if variant == "broadcast":
-        return local - 1.0, np.ceil(np.log2(n_nodes))
-    return local - 1.0, n_nodes - 1.0
+def _fastest(parts: list[tuple[Num, Num, Num]]) -> tuple[Num, Num, Num]:
+    """Of several (fixed, link, chunk) seconds the three of the smallest sum, per point."""
+    if len(parts) == 1:
+        return parts[0]
+    table = np.stack([np.stack(np.broadcast_arrays(*each)) for each in parts])
+    best = np.argmin(table.sum(axis=1), axis=0)
+    fixed_s, link_s, chunk_s = np.take_along_axis(table, best[None, None], axis=0)[0]
+    return fixed_s, link_s, chunk_s
+
+
+def _parts(op: Op, cluster: Cluster, fit: KernelFit, algorithm: str) -> tuple[Num, Num, Num]:
+    """Seconds of latency, of transfer, and of dividing the message into chunks."""
+    c, moved = fit.coefficients, plan(op.shape, op.variant, algorithm)
+    n_nodes, local = nodes(op.shape)
+    inner, outer = links(cluster, n_nodes)
+    inner_s = moved.inner_bytes / (inner.bandwidth_bytes_per_s * _share(op.variant, algorithm, local, c))
+    outer_s = moved.outer_bytes / (outer.bandwidth_bytes_per_s * outer.efficiency)
+    link_s = np.maximum(inner_s, outer_s)
+    if algorithm == "switch":
+        return c["switch_s"], link_s, 2.0 * np.sqrt(c["chunk_s"] * link_s)
+    fixed_s = c["base_s"] + moved.inner_steps * c["step_s"] + moved.outer_steps * outer.latency_s
+    chunk_s = c["chunk_s"]
+    if op.variant == "all_to_all":
+        base_s = c.get("direct_base_s", c["base_s"]) + (np.asarray(op.shape["n_gpus"]) - 1.0) * c.get("peer_s", 0.0)
+        fixed_s = fixed_s - c["base_s"] + base_s + _setup_s(op.shape, c)
+        chunk_s = c.get("direct_chunk_s", chunk_s)
+    return fixed_s, link_s, 2.0 * np.sqrt(chunk_s * link_s)
+
+
+def _share(variant: str, algorithm: str, local: Num, c: Mapping[str, Num]) -> Num:
+    """What part of NVLink's line rate payload reaches."""
+    if algorithm == "switch":
+        return c["switch_efficiency"]
+    share, loss = c["ring_efficiency"], c["pair_loss"]
+    if variant == "all_to_all":
+        share, loss = c["direct_efficiency"], c.get("direct_pair_loss", loss)
+    elif variant == "all_reduce":  # its second turn sends on what the first has left on chip
+        share, loss = c.get("reduce_efficiency", share), c.get("reduce_pair_loss", loss)
+    return share * (1.0 - loss * 2.0 / np.maximum(local, 2.0))
+
+
+def _setup_s(shape: Mapping[str, Num], c: Mapping[str, Num]) -> Num:
+    """Direct sends ride along with their flags while they are small, at a rate of setup_bytes per setup_s and peer;
+    larger ones first agree on buffers with the peer, which takes setup_s. The cheaper of the two is taken."""
+    per_peer = shape["message_bytes"] / shape["n_gpus"]
+    return c["setup_s"] * np.minimum(1.0, per_peer / c["setup_bytes"])

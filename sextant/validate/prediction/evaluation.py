@@ -69,7 +69,7 @@ def timed(text: Text, format: str, c: Columns, cluster: Cluster) -> Estimate:
     if op.startswith("ep_"):
         return estimate(operators.exchange(op, c, text["mode"], format), cluster)
     if "message_elements" in c:
-        return estimate(operators.collective(op, c, operators.message_bytes(format)), cluster)
+        return estimate(operators.collective(op, c, operators.message_bytes(format), format), cluster)
     if "n_streams" in c:
         return estimate(operators.streams(op, c, direction), cluster)
     return estimate(operators.moved(op, c, format, text["variant"]), cluster)

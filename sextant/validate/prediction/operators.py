@@ -130,13 +130,13 @@ def message_bytes(format: str) -> float:
     return 1.0 if format == "int8" else BYTES[format]
 
 
-def collective(op: str, c: Columns, element_bytes: Num) -> Op:
-    """A collective of ``message_elements`` elements of so many bytes each."""
+def collective(op: str, c: Columns, element_bytes: Num, format: str = "bf16") -> Op:
+    """A collective of ``message_elements`` elements of so many bytes each; ``format`` says what switches may add."""
     shape = {
         "n_gpus": c["n_gpus"], "n_gpus_per_node": c["n_gpus_per_node"],
         "message_bytes": c["message_elements"] * element_bytes,
     }  # fmt: skip
-    return operator("collective", "collective", "bf16", shape, variant=op)
+    return operator("collective", "collective", format, shape, variant=op)
 
 
 def exchange(op: str, c: Columns, mode: str | NDArray[np.str_], format: str = "") -> Op:
