@@ -52,7 +52,9 @@ def cluster(name: str) -> Cluster:
 def fits_of(name: str, _askers: tuple[str, ...] = ()) -> Mapping[str, KernelFit]:
     """Kernel coefficients of GPU ``name`` by kernel: its own, and for other kernels those its ``FIT`` takes over.
 
-    Two GPUs may lend to each other what only one of them measured; none lends to itself in the end.
+    Two GPUs may lend to each other what only one of them measured; none lends to itself in the end. What a module's
+    ``LIBRARIES`` says is of a library goes by that library's name too, so that a GPU with a block of its own, of
+    another library, still has both.
     """
     module = _module("gpus", "GPU", name, device_names())
     transfer: Transfer | None = module.FIT
@@ -60,7 +62,10 @@ def fits_of(name: str, _askers: tuple[str, ...] = ()) -> Mapping[str, KernelFit]
     if transfer is not None and transfer.gpu not in _askers:
         lent = fits_of(transfer.gpu, (*_askers, name))
         kernels = {kernel: transferred(fit, transfer) for kernel, fit in lent.items()}
-    return {**kernels, **_read(name)}
+    own = _read(name)
+    libraries: Mapping[str, str] = getattr(module, "LIBRARIES", {})
+    named = {f"{kernel}_{library}": own[kernel] for kernel, library in libraries.items() if kernel in own}
+    return {**kernels, **named, **own}
 
 
 def own_fits(name: str) -> Mapping[str, KernelFit]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sextant.simulator.kernels import estimate, with_sms, without_hbm
+from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
 from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
@@ -55,13 +55,15 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
     """Time every operator of ``step`` on ``cluster``, each distinct shape once.
 
     Compute operators run on the SMs that ``n_comm_sms`` leaves, with the HBM bandwidth that ``hbm_share`` of it taken
-    by communication leaves; communication has the links to itself.
+    by communication leaves. Communication has the links to itself; kernels of the expert exchange copy more slowly
+    beside compute, where there is a share.
     """
     device = cluster.device
     if np.any(np.asarray(n_comm_sms) > 0):
         device = with_sms(device, device.n_sms - n_comm_sms)
-    if np.any(np.asarray(hbm_share) > 0):
-        device = without_hbm(device, hbm_share)
+    beside = np.asarray(hbm_share) > 0
+    if np.any(beside):
+        device = beside_messages(device, hbm_share)
     reduced = replace(cluster, device=device)
     seen: dict[object, Estimate] = {}
     timed = []
@@ -70,8 +72,14 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
         key = _signature(op)
         if key not in seen:
             seen[key] = estimate(op, where)
+            if np.any(beside) and op.kind == "expert_exchange":
+                seen[key] = _slower(seen[key], np.where(beside, COPY_SLOWDOWN, 1.0))
         timed.append(TimedOp(op=op, time=seen[key]))
     return TimedStep(step=step, ops=tuple(timed))
+
+
+def _slower(time: Estimate, factor: Num) -> Estimate:
+    return replace(time, seconds=time.seconds * factor, low=time.low * factor, high=time.high * factor)
 
 
 def is_message(op: Op) -> bool:
@@ -91,16 +99,18 @@ def in_line_s(timed: TimedStep, layers: Mapping[str, Num]) -> Num:
 
 
 def communication_share(timed: TimedStep, device: Device) -> Num:
-    """Share of the HBM bandwidth that a layer's messages take, on average over its compute, while both run at once."""
+    """Share of the HBM bandwidth that messages take, on average over the compute of the layers that have any, while
+    both run at once."""
     traffic: Num = 0.0
     seconds: Num = 0.0
     parts = {item.op.part for item in timed.ops if item.op.stream == "communication"}
     for item in timed.ops:
         if item.op.part in parts:
+            n_layers = timed.step.layers.get(item.op.part, 1.0)
             if item.op.stream == "communication":
-                traffic = traffic + item.op.count * item.op.traffic_bytes.get("hbm", 0.0)
+                traffic = traffic + n_layers * item.op.count * item.op.traffic_bytes.get("hbm", 0.0)
             else:
-                seconds = seconds + item.seconds
+                seconds = seconds + n_layers * item.seconds
     if not np.any(np.asarray(seconds) > 0):
         return 0.0
     return np.minimum(traffic / seconds / device.memories["hbm"].bandwidth_bytes_per_s, _MOST_TAKEN)

@@ -85,7 +85,8 @@ class Device:
     """A GPU: datasheet rates, and the fitted kernel coefficients that say how much of them is reached.
 
     Coefficients are of kernels run for milliseconds. ``clock_under_load`` is the share of that speed which the power
-    limit leaves to tensor-core work that lasts; 1 for single kernels.
+    limit leaves to tensor-core work that lasts; 1 for single kernels. ``clock_spread`` is the relative standard
+    deviation of that clock over devices of this kind (``simulator.spread``); 0: all alike.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Device:
     power_w: Num
     price_usd_per_h: Num
     clock_under_load: Num = 1.0
+    clock_spread: Num = 0.0
     kernels: Mapping[str, KernelFit] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
 

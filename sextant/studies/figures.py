@@ -108,7 +108,7 @@ def step(answer: Answer):
             left += values[name]
         axes.text(left, y, f"  {left:.2f} s", va="center")
     axes.set_yticks(range(len(bars)), list(bars))
-    axes.set_xlabel("seconds of one optimizer step, as rank 0 of the pipeline spends them")
+    axes.set_xlabel("seconds of one optimizer step, as the average rank of the pipeline spends them")
     axes.set_xlim(0, 1.12 * longest)
     axes.legend(ncol=3, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False)
     return figure

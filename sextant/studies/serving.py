@@ -14,6 +14,7 @@ from sextant.simulator.chunk import LayerTimes, layer_times
 from sextant.simulator.evaluate import TimedStep, interval, is_compute, is_message, provenance_shares, time_ops
 from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.result import result
+from sextant.simulator.spread import paced
 from sextant.simulator.types import Flag, Num, Op, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
@@ -150,6 +151,8 @@ def _used(plan: Plan) -> Num:
 
 def _timed(scenario: Scenario) -> tuple[TimedStep, Mapping[str, Num]]:
     model, plan, load, cluster = scenario.model, scenario.plan, scenario.load, scenario.cluster
+    # Devices that exchange in every layer go at the pace of the slowest of them.
+    cluster = replace(cluster, device=paced(cluster.device, np.maximum(plan.tensor, plan.expert)))
     if plan.overlap == "two_batch":
         load = replace(load, batch=load.batch / 2.0)
     step = shard(model.step(load, plan), model, plan, node_size(scenario))

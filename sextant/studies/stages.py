@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +13,8 @@ from sextant.simulator import schedule
 from sextant.simulator.chunk import LayerTimes, alone_s, layer_times, pair_exposed_s, pair_s
 from sextant.simulator.evaluate import TimedStep, communication_share, time_ops
 from sextant.simulator.partition import balance
-from sextant.simulator.types import Num, Scenario
+from sextant.simulator.spread import paced
+from sextant.simulator.types import Cluster, Num, Scenario
 from sextant.workloads import parameters
 
 #: Layers are balanced over stages by their time in steps of this share of the longest layer.
@@ -108,6 +109,13 @@ def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str,
     return Stages(chunks=tuple(tuple(p for unit in run for p in unit) for run in runs), ranks=ranks)
 
 
+def paced_cluster(scenario: Scenario) -> Cluster:
+    """The cluster at the pace of the slowest device that holds a stage: all of them wait for one another, in every
+    layer that exchanges tokens or at the end of the step."""
+    plan, cluster = scenario.plan, scenario.cluster
+    return replace(cluster, device=paced(cluster.device, plan.tensor * plan.context * plan.data))
+
+
 def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTimes:
     """Times of every chunk alone, and of overlapped pairs, on the HBM bandwidth that communication leaves.
 
@@ -117,8 +125,9 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTi
     overlapped = plan.overlap == "forward_backward"
     beside = alone
     if overlapped:
-        taken = communication_share(timed, scenario.cluster.device)
-        table = time_ops(timed.step, scenario.cluster, n_comm_sms=plan.n_comm_sms, hbm_share=taken).table()
+        cluster = paced_cluster(scenario)
+        taken = communication_share(timed, cluster.device)
+        table = time_ops(timed.step, cluster, n_comm_sms=plan.n_comm_sms, hbm_share=taken).table()
         beside = {part: layer_times(table, part) for part in timed.step.layers}
     times = ChunkTimes(
         forward=[alone_s(c, alone, "forward_s") for c in stages.chunks],

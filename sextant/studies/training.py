@@ -14,7 +14,7 @@ from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
-from sextant.studies.stages import ChunkTimes, Stages, chunk_times, layouts
+from sextant.studies.stages import ChunkTimes, Stages, chunk_times, layouts, paced_cluster
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
@@ -54,7 +54,7 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
 def _timed(scenario: Scenario) -> TimedStep:
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
-    return time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms)
+    return time_ops(step, paced_cluster(scenario), n_comm_sms=scenario.plan.n_comm_sms)
 
 
 def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: int) -> Result:
@@ -90,7 +90,8 @@ def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: in
 def _pipeline(
     scenario: Scenario, stages: Stages, chunks: ChunkTimes, micro_batches: Num, n_points: int
 ) -> dict[str, Num]:
-    """Seconds of the pipeline and of its parts as rank 0 spends them; the event engine goes point by point."""
+    """Seconds of the pipeline and of its parts, as its ranks spend them on average; the event engine goes point by
+    point."""
     plan = scenario.plan
     send_s = _send_s(scenario)
     if scenario.engine == "event":
@@ -116,14 +117,21 @@ def _formulas(plan: Plan, chunks: ChunkTimes, stages: Stages, micro_batches: Num
     bubble = schedule.bubble_s(plan.schedule, n_ranks, virtual * forward, full, virtual * weights, pairs, virtual)
     # Filling the pipeline passes every boundary once in each direction.
     bubble = bubble + 2.0 * (n_ranks - 1.0) * send_s
-    exposed = _exposed(ranks[0], chunks)
-    return _parts(parts[0], busiest + bubble, exposed)
+    names = dict.fromkeys(kind for kinds in parts for kind in kinds)
+    average = {name: _mean([kinds.get(name, 0.0) for kinds in parts]) for name in names}
+    exposed = _mean([_exposed(counted, chunks) for counted in ranks])
+    return _parts(average, busiest + bubble, exposed)
 
 
 def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> dict[str, Num]:
     run = _run(plan, chunks, micro_batches, send_s, point)
-    counted = schedule.counts(plan.schedule, 0, int(plan.pipeline), micro_batches, int(plan.virtual_stages))
-    return _parts(dict(run.busy_s[0]), run.step_s, _pick(_exposed(counted, chunks), point))
+    n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
+    exposed = [
+        _pick(_exposed(schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual), chunks), point)
+        for rank in range(n_ranks)
+    ]
+    average = {kind: float(_mean([busy.get(kind, 0.0) for busy in run.busy_s])) for kind in schedule.KINDS}
+    return _parts(average, run.step_s, float(_mean(exposed)))
 
 
 def _run(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> pipeline.PipelineRun:
@@ -148,7 +156,9 @@ def _by_kind(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) ->
 
 
 def _parts(kinds: Mapping[str, Num], pipeline_s: Num, exposed_s: Num) -> dict[str, Num]:
-    """The rows of the published table for rank 0: what is forward alone, backward alone, overlapped, idle."""
+    """The rows of the published table: what is forward alone, backward alone, overlapped, idle.
+
+    Means over the ranks of the pipeline: the bubble is what an average GPU idles. The parts add up to the step."""
     named = {
         "forward_s": kinds.get("F", 0.0), "backward_input_s": kinds.get("B", 0.0) + kinds.get("BW", 0.0),
         "backward_weight_s": kinds.get("W", 0.0), "forward_backward_s": kinds.get("FB", 0.0),
@@ -158,7 +168,7 @@ def _parts(kinds: Mapping[str, Num], pipeline_s: Num, exposed_s: Num) -> dict[st
 
 
 def _exposed(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) -> Num:
-    """Seconds of rank 0 in which messages run and nothing computes, inside its chunks."""
+    """Seconds of a rank in which messages run and nothing computes, inside its chunks."""
     total: Num = 0.0
     for (kind, f, b), n in counted.items():
         if kind == "FB":

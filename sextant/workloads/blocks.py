@@ -9,7 +9,7 @@ from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops import attention, engram, feedforward, hyperconnection
 from sextant.workloads.ops.linear import linear
-from sextant.workloads.ops.memory import Place, moved, norm, residual_norm
+from sextant.workloads.ops.memory import Place, input_gradient_sum, moved, norm, residual_norm
 from sextant.workloads.parameters import has_experts, has_streams
 
 #: Modes of the expert-exchange kernels: throughput for training and prefill, low latency for decode.
@@ -96,11 +96,16 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     ops += feedforward.router(attn, m, model)
     if recipe.quantised:
         ops.append(feedforward.cast("dispatch_cast", attn, m * model.hidden_size))
+    if attn.training:
+        # Both the router and the experts read the normalised input.
+        ops.append(input_gradient_sum("mlp", attn, m, model.hidden_size))
+        if recipe.quantised:
+            ops.append(feedforward.cast("combine_grad_cast", mlp, m * model.hidden_size, "backward_input"))
     mode = LOW_LATENCY if shape.phase == "decode" else NORMAL
     ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots, shape.n_comm_sms)
     if bool(model.n_shared_experts > 0):
         width = model.n_shared_experts * model.moe_intermediate_size
-        ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe)
+        ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe, exchanged=True)
     ops += feedforward.routed(mlp, model, recipe, m, shape.copies, shape.n_slots)
     # The streams take the layer's output up when the combine has brought it, whatever else the layer still does.
     ops += out_of_sublayer("mlp", shape.place(part, "streams"), m, model)

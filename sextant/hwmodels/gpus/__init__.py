@@ -33,6 +33,15 @@ SUSTAINED = (
 )
 FULL_CLOCK = "assumed: 1.0, no measurement of lasting load"
 
+#: Identical GPUs at their power limit keep different clocks. Sinha et al. (SC 2022, arXiv:2208.11035) ran five clusters
+#: of V100 and MI60: 8% average variation between GPUs, outliers left out. Read as the distance between the whiskers of
+#: a box plot, 5.4 standard deviations of a normal law.
+CLOCK_SPREAD = 0.08 / 5.4
+SPREAD = (
+    "assumed: as on the V100 clusters of Sinha et al. (SC 2022, arXiv:2208.11035), whose GPUs vary by 8%, read as 5.4 "
+    "standard deviations"
+)
+
 #: A kernel that does nothing, its gap to the next included.
 LAUNCH_S = 1.0e-6
 LAUNCH = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import LAUNCH, LAUNCH_S, SUSTAINED, SUSTAINED_CLOCK, Transfer
+from sextant.hwmodels.gpus import CLOCK_SPREAD, LAUNCH, LAUNCH_S, SPREAD, SUSTAINED, SUSTAINED_CLOCK, Transfer
 from sextant.hwmodels.memories import HBM3_80GB, HOST_DDR5_PCIE5, NVME
 from sextant.simulator.types import Device
 
@@ -20,6 +20,7 @@ DEVICE = Device(
     l2_bytes=50e6,
     launch_s=LAUNCH_S,
     clock_under_load=SUSTAINED_CLOCK,
+    clock_spread=CLOCK_SPREAD,
     power_w=700.0,
     price_usd_per_h=2.0,
     source={
@@ -31,6 +32,7 @@ DEVICE = Device(
         "launch_s": LAUNCH,
         "power_w": "700 W (hpctech.co.jp H100; glennklockwood.com H100)",
         "price_usd_per_h": "assumed: the 2 USD/h of the H800; set it to what you pay",
+        "clock_spread": SPREAD,
         "clock_under_load": f"assumed: {SUSTAINED}; the same die and power limit",
     },
 )

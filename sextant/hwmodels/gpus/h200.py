@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import LAUNCH, LAUNCH_S, SUSTAINED, SUSTAINED_CLOCK, Transfer
+from sextant.hwmodels.gpus import CLOCK_SPREAD, LAUNCH, LAUNCH_S, SPREAD, SUSTAINED, SUSTAINED_CLOCK, Transfer
 from sextant.hwmodels.memories import HBM3E_141GB, HOST_DDR5_PCIE5, NVME
 from sextant.simulator.types import Device
 
@@ -12,6 +12,9 @@ FIT: Transfer | None = Transfer(
     "transfer)",
 )  # fmt: skip
 
+#: Blocks whose name says no library are of this one: attention of torch, forward as its backward.
+LIBRARIES = {"attention_forward": "cudnn", "attention_encoder": "cudnn", "mla_prefill": "cudnn"}
+
 DEVICE = Device(
     name="h200",
     peak_flops_per_s={"bf16": 989e12, "fp8": 1978e12, "tf32": 494.7e12},
@@ -20,6 +23,7 @@ DEVICE = Device(
     l2_bytes=62914560.0,
     launch_s=LAUNCH_S,
     clock_under_load=SUSTAINED_CLOCK,
+    clock_spread=CLOCK_SPREAD,
     power_w=700.0,
     price_usd_per_h=2.5,
     source={
@@ -31,6 +35,7 @@ DEVICE = Device(
         "launch_s": LAUNCH,
         "power_w": "700 W (NVIDIA's MLPerf Inference v4.1 system description, H200 TGP)",
         "price_usd_per_h": "assumed: 2.5 USD/h; set it to what you pay",
+        "clock_spread": SPREAD,
         "clock_under_load": SUSTAINED,
     },
 )

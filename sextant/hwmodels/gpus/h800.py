@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sextant.hwmodels.gpus import LAUNCH, LAUNCH_S, SUSTAINED, SUSTAINED_CLOCK, Transfer
+from sextant.hwmodels.gpus import CLOCK_SPREAD, LAUNCH, LAUNCH_S, SPREAD, SUSTAINED, SUSTAINED_CLOCK, Transfer
 from sextant.hwmodels.memories import HBM3_80GB, HOST_DDR5_PCIE5, NVME
 from sextant.simulator.types import Device
 
@@ -20,6 +20,7 @@ DEVICE = Device(
     l2_bytes=50e6,
     launch_s=LAUNCH_S,
     clock_under_load=SUSTAINED_CLOCK,
+    clock_spread=CLOCK_SPREAD,
     power_w=700.0,
     price_usd_per_h=2.0,
     source={
@@ -32,6 +33,7 @@ DEVICE = Device(
         "launch_s": LAUNCH,
         "power_w": "unconfirmed: 700 W as H100 SXM5",
         "price_usd_per_h": "2 USD/h, the rental price DeepSeek's own cost figure assumes (DeepSeek-V3 report Table 1)",
+        "clock_spread": SPREAD,
         "clock_under_load": f"{SUSTAINED}; the same die and power limit. FlashMLA's authors see about 1600 MHz, 865 of "
         "989 TFLOP/s (0.875), on an H800 under lasting load (FlashMLA docs 20250422-new-kernel-deep-dive)",
     },

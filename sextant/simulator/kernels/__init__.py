@@ -87,11 +87,22 @@ def with_sms(device: Device, n_sms: Num) -> Device:
     return replace(device, n_sms=n_sms, peak_flops_per_s=peaks, clock_under_load=clock)
 
 
-def without_hbm(device: Device, share: Num) -> Device:
-    """``device`` when communication takes ``share`` of its HBM bandwidth."""
+#: Products lose this much of their speed for each unit of the HBM bandwidth that a kernel on other SMs moves, beyond
+#: the SMs it holds: 0.22 to 0.35, median 0.29, for four products of an H200 beside copies of 4 to 31% of its bandwidth
+#: (validate/data/measured/h200_beside.csv). Attention loses nothing up to 10%, and 0.16 at 30%.
+PRODUCT_LOSS = 0.29
+#: What a copying kernel takes longer while products run on the other SMs: 1.07 to 1.11, median 1.08 in the same file.
+COPY_SLOWDOWN = 1.08
+
+
+def beside_messages(device: Device, share: Num) -> Device:
+    """``device`` when communication on other SMs takes ``share`` of its HBM bandwidth, and slows products by what it
+    takes of the L2 cache and of the power besides."""
     hbm = device.memories["hbm"]
     less = replace(hbm, bandwidth_bytes_per_s=hbm.bandwidth_bytes_per_s * (1.0 - share))
-    return replace(device, memories={**device.memories, "hbm": less})
+    slower = 1.0 + PRODUCT_LOSS * share
+    peaks = {name: rate / slower for name, rate in device.peak_flops_per_s.items()}
+    return replace(device, memories={**device.memories, "hbm": less}, peak_flops_per_s=peaks)
 
 
 def fit_of(device: Device, *names: str) -> KernelFit:

@@ -162,13 +162,13 @@ def _model(changes: Mapping[str, Any]) -> Transformer:
 
 
 def _plan(values: Mapping[str, Any]) -> Plan:
-    unknown = set(values) - {"placement", "prefetch"}
+    unknown = set(values) - {"placement", "prefetch", "recompute"}
     if unknown:
-        raise InputError(f"plan.{min(unknown)}: unknown key; placement and prefetch are what a case may say")
+        raise InputError(f"plan.{min(unknown)}: unknown key; placement, prefetch and recompute are what a case may say")
     prefetch, placement = str(values.get("prefetch", "none")), dict(values.get("placement") or {})
     if prefetch not in PREFETCHES:
         raise InputError(f"plan.prefetch: expected one of {', '.join(PREFETCHES)}, got {prefetch!r}")
-    return Plan(prefetch=prefetch, placement=placement)
+    return Plan(prefetch=prefetch, placement=placement, recompute=tuple(values.get("recompute") or ()))
 
 
 def _difference(entry: Any) -> Difference:

@@ -8,7 +8,10 @@ from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
 from sextant.workloads.ops.linear import linear
-from sextant.workloads.ops.memory import Place, moved, norm
+from sextant.workloads.ops.memory import Place, input_gradient_sum, moved, norm
+
+#: The library of attention kernels in training (``simulator.kernels.attention``).
+TRAINING_LIBRARY = "cudnn"
 
 
 def core(
@@ -22,15 +25,20 @@ def core(
     v_dim: Num,
     causal: float = 1.0,
 ) -> list[Op]:
-    """The attention kernel on expanded keys and values, forward and (training) backward; ``causal`` is 1 or 0."""
+    """The attention kernel on expanded keys and values, forward and (training) backward; ``causal`` is 1 or 0.
+
+    Training runs both directions from one library, the one whose backward kernels were measured.
+    """
     shape = {
         "batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len,
         "head_dim": dim, "v_head_dim": v_dim, "causal": causal,
     }  # fmt: skip
-    phases = {"forward": "forward", "backward": "backward_input"} if place.training else {"forward": "forward"}
+    phases = {"forward": "forward"}
+    if place.training:
+        phases = {f"forward_{TRAINING_LIBRARY}": "forward", "backward": "backward_input"}
     return [
         operator(
-            "attention", "attention" if variant == "forward" else "attention_backward", "bf16", shape, variant=variant,
+            "attention", "attention" if phase == "forward" else "attention_backward", "bf16", shape, variant=variant,
             part=place.part, block=place.block, phase=phase, count=place.count,
             shards={"tensor": ("heads", "kv_heads")},
         )
@@ -61,6 +69,27 @@ def mla_expanded(place: Place, model, recipe: Recipe, batch: Num, seq: Num, kv_l
             moved("attention_output_load", place, BYTES[recipe.saved_attention] * size, 2.0 * size, "backward_input")
         )
     ops += linear("o_proj", place, m, model.hidden_size, width, recipe, split="k")
+    return ops + (_training_copies(place, model, m) if place.training else [])
+
+
+def _training_copies(place: Place, model, m: Num) -> list[Op]:
+    """What the published DualPipe trace moves besides: the latents cut from the outputs of their products, the
+    attention's output and its gradient scaled, gradients of the rotary key summed over heads, gradients of the
+    normalised input summed over the two down-projections."""
+    hidden, heads = 2.0 * m * model.hidden_size, model.num_attention_heads
+    latent = 2.0 * m * (model.q_lora_rank + model.kv_lora_rank)
+    rotary = 2.0 * m * model.qk_rope_head_dim
+    ops = [
+        moved("latent_copy", place, latent, latent, sharded=()),
+        moved("output_scale", place, hidden, hidden),
+        moved("output_scale_backward", place, hidden, hidden, "backward_input"),
+        moved("rotary_key_sum_backward", place, heads * rotary, rotary, "backward_input"),
+        moved("latent_join_backward", place, latent, latent, "backward_input", ()),
+    ]
+    if "norm" in place.recompute:
+        ops.append(moved("latent_copy_recompute", place, latent, latent, "backward_input", ()))
+    if _has_query_latent(model):
+        ops.append(input_gradient_sum("attention", place, m, model.hidden_size))
     return ops
 
 

@@ -2,42 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sextant.simulator.kernels import BYTES, operator
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
-from sextant.workloads.ops.linear import cast, linear
+from sextant.workloads.ops.linear import cast, linear, scales, weight_transpose
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.traffic import node_limit
 
 
-def swiglu(name: str, place: Place, m: Num, width: Num, recipe: Recipe, sharded: tuple[str, ...]) -> list[Op]:
+#: Small kernels over the scores of all experts besides the selection, forward and backward, in training code.
+_SCORE_KERNELS, _SCORE_KERNELS_BACKWARD = 25.0, 26.0
+
+
+def swiglu(
+    name: str, place: Place, m: Num, width: Num, recipe: Recipe, sharded: tuple[str, ...], *, fused: bool = True
+) -> list[Op]:
     """SwiGLU of (m, 2 x width) to (m, width), fused with the cast of its output in an FP8 recipe.
 
-    Training saves the input in the recipe's saved format, and the backward pass computes output and gradient at once.
+    Training saves the input in the recipe's saved format, and in an FP8 recipe makes BF16 of it again. Under recompute
+    ``swiglu`` the backward pass makes the product again for the weight gradient that follows: the backward kernel
+    itself where ``fused``, else one before it that also casts and transposes, as the published trace has for the
+    shared expert. Kept, the product is what the forward kernel wrote.
     """
     out = BYTES["fp8_block"] if recipe.quantised else 2.0
     access = "swiglu_fp8" if recipe.quantised else "swiglu"
-    ops = [moved(name, place, 4.0 * m * width, out * m * width, sharded=sharded, variant=access)]
-    if place.training:
-        saved = BYTES[recipe.saved] * 2.0 * m * width
-        if recipe.quantised:
-            ops.append(moved(name + "_save", place, 4.0 * m * width, saved, sharded=sharded, variant="cast"))
-        read, write = saved + 2.0 * m * width, 4.0 * m * width + out * m * width
-        ops.append(moved(name + "_backward", place, read, write, "backward_input", sharded, "swiglu_backward"))
+    size = m * width
+    ops = [moved(name, place, 4.0 * size, out * size, sharded=sharded, variant=access)]
+    if not place.training:
+        return ops
+    saved = BYTES[recipe.saved] * 2.0 * size
+    if recipe.quantised:
+        ops.append(moved(name + "_save", place, 4.0 * size, saved, sharded=sharded, variant="cast"))
+        ops.append(moved(name + "_load", place, saved, 4.0 * size, "backward_input", sharded))
+    made = "swiglu" in place.recompute
+    if made and not fused:
+        ops.append(moved(name + "_recompute", place, 4.0 * size, out * size, "backward_input", sharded, access))
+    write = 4.0 * size + (2.0 * size if made and fused else 0.0)
+    ops.append(moved(name + "_backward", place, 6.0 * size, write, "backward_input", sharded, "swiglu_backward"))
     return ops
 
 
-def gated(name: str, place: Place, m: Num, hidden: Num, width: Num, recipe: Recipe) -> list[Op]:
-    """A dense gated feed-forward: up and gate in one product (2 x width, hidden), SwiGLU, down (hidden, width)."""
-    ops = linear(name + "_up_gate", place, m, 2 * width, hidden, recipe, split="n")
-    ops += swiglu(name + "_swiglu", place, m, width, recipe, ("tensor",))
-    return ops + linear(name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised)
+def gated(
+    name: str, place: Place, m: Num, hidden: Num, width: Num, recipe: Recipe, *, exchanged: bool = False
+) -> list[Op]:
+    """A dense gated feed-forward: up and gate in one product (2 x width, hidden), SwiGLU, down (hidden, width).
+
+    A product that is made again in FP8 comes transposed, as the weight gradient reads it, and needs no re-quantisation.
+    A shared expert in training takes its input and its output gradient as they are ``exchanged``: cast already.
+    """
+    shared = exchanged and place.training and recipe.dispatch.startswith("fp8")
+    ops = linear(name + "_up_gate", place, m, 2 * width, hidden, recipe, split="n", quantised_input=shared)
+    ops += swiglu(name + "_swiglu", place, m, width, recipe, ("tensor",), fused=not recipe.quantised)
+    down = linear(
+        name + "_down", place, m, hidden, width, recipe, split="k", quantised_input=recipe.quantised,
+        quantised_gradient=shared,
+    )  # fmt: skip
+    made = "swiglu" in place.recompute
+    return ops + [op for op in down if not (made and op.name == name + "_down_requant_transpose")]
 
 
 def router(place: Place, m: Num, model) -> list[Op]:
     """Expert scores in BF16 (a plain product), then top-k selection over FP32 scores.
 
-    Training code selects with library kernels (variant ``topk``), serving engines with one fused kernel.
+    Training code selects with library kernels (variant ``topk``), serving engines with one fused kernel. Scores,
+    limits on groups, masks and the balance loss are small kernels over all scores besides, and so is their backward
+    pass: 25 and 26 of them in the published DualPipe trace.
     """
     hidden, n_experts = model.hidden_size, model.n_routed_experts
     ops = [_router_gemm("router", place, {"m": m, "n": n_experts, "k": hidden}, "forward", "")]
@@ -45,6 +76,11 @@ def router(place: Place, m: Num, model) -> list[Op]:
     variant = "topk" if place.training else ""
     ops.append(moved("router_topk", place, 4.0 * m * n_experts, selected, sharded=(), variant=variant))
     if place.training:
+        size = 4.0 * m * n_experts
+        small = replace(place, count=_SCORE_KERNELS * place.count)
+        ops.append(moved("router_scores", small, size, size, sharded=()))
+        small = replace(place, count=_SCORE_KERNELS_BACKWARD * place.count)
+        ops.append(moved("router_scores_backward", small, size, size, "backward_input", ()))
         shape = {"m": m, "n": hidden, "k": n_experts}
         ops.append(_router_gemm("router_dgrad", place, shape, "backward_input", ""))
         shape = {"m": n_experts, "n": hidden, "k": m}
@@ -97,9 +133,14 @@ def routed(place: Place, model, recipe: Recipe, m: Num, copies: Num, n_slots: Nu
     ops += [_pairs("permute", place, pairs * inp, pairs * inp, variant="permute")]
     ops += _grouped("expert_up_gate", place, experts, pairs, 2 * width, hidden, recipe)
     ops += swiglu("expert_swiglu", place, pairs, width, recipe, ("tensor",))
-    ops += _grouped("expert_down", place, experts, pairs, hidden, width, recipe)
+    arrives = recipe.dispatch.startswith("fp8")
+    ops += _grouped(
+        "expert_down", place, experts, pairs, hidden, width, recipe, made="swiglu" in place.recompute, arrives=arrives
+    )
     ops.append(_pairs("unpermute", place, 2.0 * pairs * hidden, 2.0 * received * hidden))
     if place.training:
+        # The gradient of a routing weight is a sum over the width of the product times the gradient behind it.
+        ops.append(_pairs("expert_swiglu_weight_backward", place, 4.0 * pairs * width, 4.0 * pairs, "backward_input"))
         ops.append(_pairs("unpermute_backward", place, pairs * inp, pairs * inp, "backward_input", "permute"))
         ops.append(_pairs("permute_backward", place, 2.0 * pairs * hidden, 2.0 * received * hidden, "backward_input"))
     return ops
@@ -110,8 +151,24 @@ def _pairs(name: str, place: Place, read: Num, write: Num, phase: str = "forward
     return moved(name, place, read, write, phase, variant=variant)
 
 
-def _grouped(name: str, place: Place, experts: Num, pairs: Num, n: Num, k: Num, recipe: Recipe) -> list[Op]:
-    """A linear layer per expert: (pairs/experts, k) to (pairs/experts, n), three phases, casts as in ``linear``."""
+def _grouped(
+    name: str,
+    place: Place,
+    experts: Num,
+    pairs: Num,
+    n: Num,
+    k: Num,
+    recipe: Recipe,
+    *,
+    made: bool = False,
+    arrives: bool = False,
+) -> list[Op]:
+    """A linear layer per expert: (pairs/experts, k) to (pairs/experts, n), three phases, casts as in ``linear``.
+
+    An input that the backward pass has ``made`` again is BF16 when it is cast column-wise, not the saved FP8. A gradient
+    that ``arrives`` in FP8 is re-quantised for the weight gradient instead of cast. Weights are transposed in the
+    forward pass.
+    """
     split = {"expert": ("groups", "*tokens_per_group"), "tensor": ("tokens_per_group",)}
     fmt, per = recipe.linear, pairs / experts
     fp8 = recipe.quantised
@@ -126,13 +183,23 @@ def _grouped(name: str, place: Place, experts: Num, pairs: Num, n: Num, k: Num, 
     ops = [product("", "forward", {"groups": experts, "tokens_per_group": per, "n": n, "k": k})]
     if place.training:
         if fp8:
-            ops.append(cast(name + "_grad_cast", place, pairs * n, "backward_input", ("tensor",)))
+            ops.append(weight_transpose(name, place, experts * n * k, "forward", ("tensor", "expert")))
+            ops.append(scales(name + "_scales", place, pairs * k, sharded=("tensor",)))
+            ops.append(scales(name + "_grad_scales", place, pairs * n, "backward_input", ("tensor",)))
+            if not arrives:
+                ops.append(cast(name + "_grad_cast", place, pairs * n, "backward_input", ("tensor",)))
         shape = {"groups": experts, "tokens_per_group": per, "n": k, "k": n}
         ops.append(product("_dgrad", "backward_input", shape))
         if fp8:
-            ops.append(cast(name + "_grad_cast_transpose", place, pairs * n, "backward_input", ("tensor",)))
+            size = BYTES["fp8_block"] * pairs * n
+            if arrives:
+                again = name + "_grad_requant_transpose"
+                ops.append(moved(again, place, size, size, "backward_weight", variant="transpose"))
+            else:
+                ops.append(cast(name + "_grad_cast_transpose", place, pairs * n, "backward_input", ("tensor",)))
             size = BYTES["fp8_block"] * pairs * k
-            ops.append(moved(name + "_requant_transpose", place, size, size, "backward_weight", variant="transpose"))
+            read = 2.0 * pairs * k if made else size
+            ops.append(moved(name + "_requant_transpose", place, read, size, "backward_weight", variant="transpose"))
         shape = {"groups": experts, "tokens_per_group": n, "n": k, "k": per}
         ops.append(product("_wgrad", "backward_weight", shape, "wgrad"))
     return ops

@@ -27,13 +27,17 @@ def linear(
     *,
     split: str = "",
     quantised_input: bool = False,
+    quantised_gradient: bool = False,
     format: str = "",
 ) -> list[Op]:
     """Operators of a linear layer with ``m`` tokens; ``split`` is the weight dimension tensor parallelism divides.
 
     FP8: the input is cast before the product (unless ``quantised_input``), the output gradient is cast row-wise for
     the input gradient and column-wise for the weight gradient, and the saved input is re-quantised column-wise, since
-    scales run along the reduction (DeepSeek-V3 report s3.5.2). ``format`` overrides the recipe's.
+    scales run along the reduction (DeepSeek-V3 report s3.5.2). A gradient that arrives in FP8 (``quantised_gradient``)
+    is re-quantised column-wise instead. Weights lie in memory for the forward product and are transposed for the input
+    gradient in every pass, and so are the scales of both inputs, as in the published DualPipe trace. ``format``
+    overrides the recipe's.
     """
     fmt = format or recipe.linear
     fp8 = fmt == "fp8_block"
@@ -42,11 +46,20 @@ def linear(
     cols = ("tensor",) if split == "n" else ()
     if fp8 and not quantised_input:
         ops.append(cast(name + "_cast", place, m * k, sharded=rows))
+    if fp8 and place.training:
+        ops.append(scales(name + "_scales", place, m * k, sharded=rows))
     ops.append(_gemm(name, place, fmt, {"m": m, "n": n, "k": k}, "forward", split, ""))
     if place.training:
         if fp8:
-            ops.append(cast(name + "_grad_cast", place, m * n, "backward_input", cols))
-            ops.append(cast(name + "_grad_cast_transpose", place, m * n, "backward_input", cols))
+            if quantised_gradient:
+                size = BYTES["fp8_block"] * m * n
+                again = moved(name + "_grad_requant_transpose", place, size, size, "backward_input", cols, "transpose")
+                ops.append(again)
+            else:
+                ops.append(cast(name + "_grad_cast", place, m * n, "backward_input", cols))
+                ops.append(cast(name + "_grad_cast_transpose", place, m * n, "backward_input", cols))
+            ops.append(scales(name + "_grad_scales", place, m * n, "backward_input", cols))
+            ops.append(weight_transpose(name, place, n * k, "backward_input", (rows or cols)))
             size = BYTES["fp8_block"] * m * k
             ops.append(moved(name + "_requant_transpose", place, size, size, "backward_input", rows, "transpose"))
         grads = _INPUT_GRADIENT.get(split, "")
@@ -54,6 +67,19 @@ def linear(
         grads = _WEIGHT_GRADIENT.get(split, "")
         ops.append(_gemm(name + "_wgrad", place, fmt, {"m": n, "n": k, "k": m}, "backward_weight", grads, "wgrad"))
     return ops
+
+
+def scales(
+    name: str, place: Place, elements: Num, phase: str = "forward", sharded: tuple[str, ...] = (), access: str = ""
+) -> Op:
+    """The FP32 scales of an FP8 operand, one per 128 elements, brought into the order in which a product reads them."""
+    size = 4.0 / 128.0 * elements
+    return moved(name, place, size, size, phase, sharded, access)
+
+
+def weight_transpose(name: str, place: Place, elements: Num, phase: str, sharded: tuple[str, ...] = ()) -> Op:
+    """FP8 weights written along their other dimension: one byte read and one written per element."""
+    return moved(name + "_weight_transpose", place, 1.0 * elements, 1.0 * elements, phase, sharded, "transpose")
 
 
 def _gemm(name: str, place: Place, fmt: str, shape: dict[str, Num], phase: str, split: str, variant: str) -> Op:

@@ -64,3 +64,9 @@ def norm(name: str, place: Place, n_tokens: Num, width: Num) -> list[Op]:
             ops.append(moved(name + "_recompute", place, size, size, "backward_input", sharded=()))
         ops.append(moved(name + "_backward", place, 2 * size, size, "backward_input", (), "norm_backward"))
     return ops
+
+
+def input_gradient_sum(name: str, place: Place, n_tokens: Num, width: Num) -> Op:
+    """Two gradients of one normalised input, (n_tokens, width) in BF16, added."""
+    size = 2.0 * n_tokens * width
+    return moved(name + "_input_gradient_sum", place, 2 * size, size, "backward_input")
