@@ -96,8 +96,8 @@ def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str,
     plan = scenario.plan
     units: list[Chunk] = [tuple(part for part in unit if part in layers) for unit in parameters.units(scenario.model)]
     ranks = schedule.stages_of_ranks(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))
-    n_stages = min(int(plan.pipeline * plan.virtual_stages), len(units))
-    if n_stages < len(ranks) * len(ranks[0]) and plan.schedule != "dualpipe":
+    n_stages = min(schedule.n_stages(plan.schedule, int(plan.pipeline), int(plan.virtual_stages)), len(units))
+    if n_stages < len(ranks) * len(ranks[0]) and plan.schedule not in ("dualpipe", *schedule.VEES):
         ranks = schedule.stages_of_ranks(plan.schedule, n_stages)
     if plan.layers_per_stage:
         cuts = [0, *np.cumsum(plan.layers_per_stage).astype(int).tolist()]
@@ -137,7 +137,7 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages) -> ChunkTi
         forward_messages=[alone_s(c, alone, "forward_messages_s") for c in stages.chunks],
         backward_messages=[alone_s(c, alone, "backward_messages_s") for c in stages.chunks],
     )  # fmt: skip
-    if plan.schedule == "dualpipe":
+    if plan.schedule in schedule.OVERLAPPING:
         for rank in stages.ranks:
             for f, b in ((rank[0], rank[-1]), (rank[-1], rank[0])):
                 times.pair[f, b], times.pair_exposed[f, b] = _pair(stages, beside, times, f, b, overlapped)
