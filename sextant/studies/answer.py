@@ -225,6 +225,7 @@ def _remedy(reason: str, scenario: Scenario) -> str:
         f"{model.num_hidden_layers:g}, each once",
         "sms: compute on the SMs that n_comm_sms leaves": f"choose fewer than {cluster.device.n_sms:g}",
         "divisibility: layers by layers_per_stage": "list "
-        f"{n_stages(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))} numbers that add up to {model.num_hidden_layers:g}",
+        f"{n_stages(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))} numbers that add up to "
+        f"{model.num_hidden_layers:g}",
     }
     return remedies[reason]

@@ -63,6 +63,36 @@ def point(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, i: in
     )  # fmt: skip
 
 
+def ends_s(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, n_points: int) -> NDArray[np.float64]:
+    """When each point's pipeline ends, shape (n_points,), from the recurrence: messages do not queue.
+
+    Points with equally many micro-batches are played at once, except by ZB-V, whose order depends on the chunk times.
+    """
+    found = np.empty(n_points)
+    if plan.schedule == "zbv":
+        points = (point(plan, chunks, micro_batches, send_s, i) for i in range(n_points))
+        found[:] = [float(each.finish().step_s) for each in points]
+        return found
+    sizes = np.broadcast_to(np.round(micro_batches), (n_points,))
+    for m in np.unique(sizes):
+        at = np.flatnonzero(sizes == m)
+        seconds = pipeline.ChunkSeconds(
+            forward=[_take(x, at) for x in chunks.forward],
+            backward_input=[_take(x, at) for x in chunks.backward_input],
+            backward_weight=[_take(x, at) for x in chunks.backward_weight],
+            pair={key: _take(x, at) for key, x in chunks.pair.items()},
+        )
+        found[at] = pipeline.finish(
+            plan.schedule, seconds, int(plan.pipeline), int(m), virtual_stages=int(plan.virtual_stages),
+            send_s=_take(send_s, at),
+        ).step_s  # fmt: skip
+    return found
+
+
+def _take(value: Num, at: NDArray[np.intp]) -> Num:
+    return value if np.ndim(value) == 0 else np.asarray(value)[at]
+
+
 def pick(value: Num, i: int) -> float:
     """Element ``i`` of an array of points, or the number that holds for all."""
     array = np.asarray(value)

@@ -10,16 +10,16 @@ from sextant.simulator.schedule.orders import (
     NAMES,
     OVERLAPPING,
     VEES,
-    Ratio,
+    clear,
     instructions,
     n_stages,
     programs,
-    ratio,
     stages_of_ranks,
 )  # fmt: skip
 from sextant.simulator.schedule.work import KINDS, Output, Work
+from sextant.simulator.schedule.zero_bubble_v import Ratio, ratio
 
 __all__ = [
-    "KINDS", "NAMES", "OVERLAPPING", "VEES", "Output", "Ratio", "Work", "bubble_s", "counts", "in_flight",
+    "KINDS", "NAMES", "OVERLAPPING", "VEES", "Output", "Ratio", "Work", "bubble_s", "clear", "counts", "in_flight",
     "instructions", "n_stages", "programs", "ratio", "stages_of_ranks",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.schedule.bidirectional import dualpipe, dualpipev
 from sextant.simulator.schedule.chain import gpipe, interleaved, one_f_one_b, zero_bubble
 from sextant.simulator.schedule.work import Work
-from sextant.simulator.schedule.zero_bubble_v import Ratio, ratio, zero_bubble_v
+from sextant.simulator.schedule.zero_bubble_v import Ratio, zero_bubble_v
 
 NAMES = ("gpipe", "1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev")
 
@@ -68,6 +68,12 @@ def programs(
     return tuple(instructions(schedule, r, n_ranks, n_micro_batches, virtual_stages, made_for) for r in ranks)
 
 
+def clear() -> None:
+    """Forget the orders made so far; only speed depends on it."""
+    instructions.cache_clear()
+    zero_bubble_v.cache_clear()
+
+
 def _exists(schedule: str, n_ranks: int, n_micro_batches: int, virtual_stages: int) -> None:
     """InputError where the schedule has no order for these numbers."""
     known(schedule)
@@ -90,9 +96,3 @@ def _exists(schedule: str, n_ranks: int, n_micro_batches: int, virtual_stages: i
         )
     if schedule == "interleaved" and n_micro_batches % n_ranks:
         raise InputError(f"interleaved needs micro-batches in multiples of {n_ranks} ranks, got {n_micro_batches}")
-
-
-__all__ = [
-    "NAMES", "OVERLAPPING", "VEES", "Ratio", "instructions", "known", "n_stages", "programs", "ratio",
-    "stages_of_ranks",
-]  # fmt: skip

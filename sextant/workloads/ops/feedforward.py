@@ -11,7 +11,6 @@ from sextant.workloads.ops.linear import cast, linear, scales, weight_transpose
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.traffic import node_limit
 
-
 #: Small kernels over the scores of all experts besides the selection, forward and backward, in training code.
 _SCORE_KERNELS, _SCORE_KERNELS_BACKWARD = 25.0, 26.0
 
