@@ -171,7 +171,7 @@ def test_a_vee_is_made_for_its_chunk_times(n_ranks, more, f, b, share):
     assert vee.step_s <= line.step_s * (1 + 1e-9) + 1e-9
     least = schedule.bubble_s("zbv", n_ranks, f, b + w, w)
     assert min(vee.idle_s) >= least * (1 - 1e-9) - 1e-9
-    for program in schedule.programs("zbv", n_ranks, m, 1, schedule.ratio(f, b, w)):
+    for program in schedule.programs("zbv", n_ranks, m, 1, chunks(2 * n_ranks, f, b, w).ratio()):
         held = np.cumsum([(work.f >= 0) - (work.kind == "W") for work in program])
         assert max(held) <= 2 * n_ranks
 

@@ -9,6 +9,7 @@ the one with the shortest step is kept.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from functools import lru_cache
 
 from sextant.simulator.schedule.work import Work
@@ -20,26 +21,35 @@ _PREFERENCES = (
     ("F1", "B1", "B0", "F0", "W"), ("F1", "B1", "B0", "W", "F0"), ("B0", "F1", "F0", "W", "B1"),
 )  # fmt: skip
 
-#: Seconds of a stage's forward, input-gradient and weight-gradient chunk, up to a factor.
-Ratio = tuple[float, float, float]
+#: Seconds of forward, input-gradient and weight-gradient chunks, each one number or one per stage, up to a factor.
+Ratio = tuple[float | tuple[float, ...], float | tuple[float, ...], float | tuple[float, ...]]
+
+#: The same, with one number per stage.
+Seconds = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 
 
-def ratio(forward_s: float, backward_input_s: float, backward_weight_s: float) -> Ratio:
-    """The ratio of chunk times that an order is made for: to two digits, so that alike steps have one order."""
-    longest = max(forward_s, backward_input_s, backward_weight_s)
+def ratio(forward_s: Sequence[float], backward_input_s: Sequence[float], backward_weight_s: Sequence[float]) -> Ratio:
+    """The chunk times of every stage that an order is made for, as shares of the longest: to two digits, so that alike
+    steps have one order."""
+    kinds = forward_s, backward_input_s, backward_weight_s
+    longest = max(max(kind) for kind in kinds)
     if longest <= 0:
         return 1.0, 1.0, 1.0
-    return round(forward_s / longest, 2), round(backward_input_s / longest, 2), round(backward_weight_s / longest, 2)
+    forward, inputs, weights = (tuple(round(x / longest, 2) for x in kind) for kind in kinds)
+    return forward, inputs, weights
 
 
 @lru_cache(maxsize=256)
 def zero_bubble_v(n_ranks: int, m: int, seconds: Ratio = (1.0, 1.0, 1.0)) -> tuple[tuple[Work, ...], ...]:
-    """What every rank executes, in order, made for chunks of ``seconds`` on equal stages."""
-    # No order is shorter: the last rank waits for its first chunk, then has all its work to do.
-    least = (n_ranks - 1) * seconds[0] + 2 * m * sum(seconds)
+    """What every rank executes, in order, made for chunks of ``seconds``."""
+    n = 2 * n_ranks
+    f, b, w = (kind if isinstance(kind, tuple) else (kind,) * n for kind in seconds)
+    # No order is shorter: a rank waits for its first chunk, then has all its work to do.
+    total = [f[i] + b[i] + w[i] for i in range(n)]
+    least = max(sum(f[:rank]) + m * (total[rank] + total[n - 1 - rank]) for rank in range(n_ranks))
     best: tuple[float, tuple[tuple[Work, ...], ...]] = (float("inf"), ())
     for order in _PREFERENCES:
-        found = _Greedy(n_ranks, m, seconds, order, 0).run() or _Greedy(n_ranks, m, seconds, order, 1).run()
+        found = _Greedy(n_ranks, m, (f, b, w), order, 0).run() or _Greedy(n_ranks, m, (f, b, w), order, 1).run()
         assert found, "micro-batches advance in order, so one kept place is enough for all to leave"
         if found[0] < best[0] - 1e-9:
             best = found
@@ -54,8 +64,8 @@ class _Greedy:
     ``kept`` places in memory are closed to forward chunks on the way down, so that those on the way up find one.
     """
 
-    def __init__(self, n_ranks: int, m: int, seconds: Ratio, order: tuple[str, ...], kept: int) -> None:
-        self.kept = kept
+    def __init__(self, n_ranks: int, m: int, seconds: Seconds, order: tuple[str, ...], kept: int) -> None:
+        self.kept, self.ranks = kept, set(range(n_ranks))
         self.n_ranks, self.m, self.order = n_ranks, m, order
         self.seconds = dict(zip("FBW", seconds, strict=True))
         self.ended: dict[tuple[str, int, int], float] = {}
@@ -66,17 +76,22 @@ class _Greedy:
 
     def run(self) -> tuple[float, tuple[tuple[Work, ...], ...]] | None:
         """When the last chunk ends, and the programs of all ranks; None if memory is full before all is done."""
-        moments = [0.0]
+        ends = [(0.0, rank) for rank in range(self.n_ranks)]
         left = 6 * self.m * self.n_ranks
         while left:
-            if not moments:
+            if not ends:
                 return None
-            now = heapq.heappop(moments)
-            for rank in range(self.n_ranks):
+            now = ends[0][0]
+            # What a rank may start changes with its own chunks and with those of its neighbours.
+            touched: set[int] = set()
+            while ends and ends[0][0] == now:
+                rank = heapq.heappop(ends)[1]
+                touched.update((rank - 1, rank, rank + 1))
+            for rank in sorted(touched & self.ranks):
                 what = self._choice(rank, now) if self.free[rank] <= now else ""
                 if what:
                     self._start(rank, what, now)
-                    heapq.heappush(moments, self.free[rank])
+                    heapq.heappush(ends, (self.free[rank], rank))
                     left -= 1
         return max(self.free), tuple(tuple(program) for program in self.programs)
 
@@ -101,14 +116,15 @@ class _Greedy:
 
     def _start(self, rank: int, what: str, now: float) -> None:
         # Rounding makes moments that are equal on paper equal here; zero-length chunks still take a moment.
-        end = round(now + max(self.seconds[what[0]], 1e-6), 9)
+        stage = self.owed[rank][0][1] if what == "W" else self._stage(rank, what[1])
+        end = round(now + max(self.seconds[what[0]][stage], 1e-6), 9)
         self.free[rank] = end
         if what == "W":
             b, stage = self.owed[rank].pop(0)
             self.live[rank] -= 1
             self.programs[rank].append(Work("W", b=b, b_stage=stage))
             return
-        i, stage = self.next[rank][what], self._stage(rank, what[1])
+        i = self.next[rank][what]
         self.next[rank][what] += 1
         self.ended[what[0], i, stage] = end
         if what[0] == "F":
