@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import simpy
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from sextant.simulator.des import Span
 from sextant.simulator.recurrence import ChunkSeconds, Finish, finish
-from sextant.simulator.schedule import KINDS, Output, Work, n_stages, programs
+from sextant.simulator.schedule import KINDS, Output, Ratio, Work, n_stages, programs
 
 __all__ = ["ChunkSeconds", "Finish", "PipelineRun", "finish", "recorded", "simulate"]
 
@@ -47,8 +48,9 @@ def simulate(
     serve any number of messages at once. ``factors[rank]``, of shape (n_instructions,), lengthen the instructions.
     """
     ratio = chunks.ratio() if schedule == "zbv" else (1.0, 1.0, 1.0)
-    lists = programs(schedule, n_ranks, n_micro_batches, virtual_stages, ratio)
-    step = _Step(lists, n_stages(schedule, n_ranks, virtual_stages), send_s, queue)
+    prepared = _prepared(schedule, n_ranks, n_micro_batches, virtual_stages, ratio)
+    lists = [[each.work for each in program] for program in prepared]
+    step = _Step(prepared, send_s, queue)
     for rank in range(n_ranks):
         seconds = [float(chunks.of(work)) for work in lists[rank]]
         if factors:
@@ -59,6 +61,33 @@ def simulate(
         stopped = len(step.spans[rank])
         assert stopped == len(program), f"rank {rank} waits for ever before {program[stopped]}"
     return _summary(step.spans, step.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Instruction:
+    """``inputs``: what it waits for; ``sends``: what others wait for, and which rank does."""
+
+    work: Work
+    inputs: tuple[Output, ...]
+    sends: tuple[tuple[Output, int], ...]
+
+
+@lru_cache(maxsize=64)
+def _prepared(
+    schedule: str, n_ranks: int, n_micro_batches: int, virtual_stages: int, ratio: Ratio
+) -> tuple[tuple[_Instruction, ...], ...]:
+    """The instructions of every rank, with who needs what they make."""
+    lists = programs(schedule, n_ranks, n_micro_batches, virtual_stages, ratio)
+    stages = n_stages(schedule, n_ranks, virtual_stages)
+    needs = [[work.inputs(stages) for work in program] for program in lists]
+    wanted = {key: rank for rank, program in enumerate(needs) for inputs in program for key in inputs}
+    return tuple(
+        tuple(
+            _Instruction(work, inputs, tuple((key, wanted[key]) for key in work.outputs if key in wanted))
+            for work, inputs in zip(program, needs[rank], strict=True)
+        )
+        for rank, program in enumerate(lists)
+    )
 
 
 @dataclass(slots=True)
@@ -72,10 +101,9 @@ class _Port:
 class _Step:
     """The state of one simulated step: what has arrived, who waits for it, which ports are taken until when."""
 
-    def __init__(self, lists: Sequence[Sequence[Work]], stages: int, send_s: float, queue: bool) -> None:
+    def __init__(self, lists: Sequence[Sequence[_Instruction]], send_s: float, queue: bool) -> None:
         self.env = simpy.Environment()
-        self.lists, self.stages, self.send_s, self.queue = lists, stages, send_s, queue
-        self.wanted = {key: rank for rank, program in enumerate(lists) for w in program for key in w.inputs(stages)}
+        self.lists, self.send_s, self.queue = lists, send_s, queue
         self.arrived: set[Output] = set()
         self.waits: dict[Output, simpy.Event] = {}
         self.ports = [_Port() for _ in lists]
@@ -86,21 +114,19 @@ class _Step:
     def compute(self, rank: int, seconds: Sequence[float]) -> Generator[simpy.Event, object, None]:
         """Execute the rank's list: wait for the inputs of an instruction, take its time, send what it made."""
         env, spans = self.env, self.spans[rank]
-        for work, took in zip(self.lists[rank], seconds, strict=True):
-            for key in work.inputs(self.stages):
+        for each, took in zip(self.lists[rank], seconds, strict=True):
+            for key in each.inputs:
                 if key not in self.arrived:
                     self.waits[key] = env.event()
                     yield self.waits[key]
             start = env.now
             yield env.timeout(took)
-            spans.append(_span(work, rank, start, env.now))
-            for key in work.outputs:
-                if key in self.wanted:
-                    self._made(key, rank)
+            spans.append(_span(each.work, rank, start, env.now))
+            for key, receiver in each.sends:
+                self._made(key, rank, receiver)
 
-    def _made(self, key: Output, rank: int) -> None:
+    def _made(self, key: Output, rank: int, receiver: int) -> None:
         """Hand an output over: at once on the same rank or for free, else through the ports."""
-        receiver = self.wanted[key]
         if receiver == rank or self.send_s <= 0:
             self._deliver(key)
         elif not self.queue:
@@ -168,7 +194,10 @@ def _span(work: Work, rank: int, start: float, end: float) -> Span:
 
 def _summary(spans: Sequence[Sequence[Span]], messages: Sequence[Span]) -> PipelineRun:
     step = max(rank[-1].end_s for rank in spans)
-    busy = tuple({k: sum(s.end_s - s.start_s for s in rank if s.kind == k) for k in KINDS} for rank in spans)
+    busy: tuple[dict[str, float], ...] = tuple(dict[str, float](dict.fromkeys(KINDS, 0.0)) for _ in spans)
+    for times, rank in zip(busy, spans, strict=True):
+        for span in rank:
+            times[span.kind] += span.end_s - span.start_s
     idle = tuple(step - sum(times.values()) for times in busy)
     return PipelineRun(
         step_s=step, busy_s=busy, idle_s=idle, spans=tuple(s for rank in spans for s in rank),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sextant.simulator import schedule
+from sextant.simulator import pipeline, schedule
 from sextant.simulator.pipeline import ChunkSeconds, simulate
 
 CASES = [
@@ -132,8 +132,10 @@ def test_lists_that_wait_for_each_other_name_rank_and_instruction(monkeypatch):
              1: (schedule.Work("BW", b=0, b_stage=1), schedule.Work("F", f=0, f_stage=1))}  # fmt: skip
     monkeypatch.setattr("sextant.simulator.pipeline.programs", lambda *_: (wrong[0], wrong[1]))
     times = ChunkSeconds(forward=[1.0] * 2, backward_input=[1.0] * 2, backward_weight=[1.0] * 2, pair={})
+    pipeline._prepared.cache_clear()
     with pytest.raises(AssertionError, match=r"rank 0 waits for ever before Work\(kind='BW'"):
         simulate("gpipe", times, 2, 1)
+    pipeline._prepared.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "v"), CASES)
