@@ -125,14 +125,26 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Equal devices joined by tiers of links, the innermost first (``nvlink``, then ``infiniband``)."""
+    """Equal devices joined by tiers of links, the innermost first (``nvlink``, then ``infiniband``).
+
+    ``jitter`` is the relative standard deviation of a pipeline chunk's time from one execution to the next;
+    ``stragglers`` devices take ``straggler_slowdown`` times as long for all they do (``simulator.jitter``).
+    """
 
     name: str
     device: Device
     n_devices: Num
     tiers: Mapping[str, Tier]
     topology: str = ""
+    jitter: Num = 0.0
+    stragglers: Num = 0.0
+    straggler_slowdown: Num = 1.1
     source: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def varies(self) -> bool:
+        """Whether any point has jitter or stragglers."""
+        return bool(np.any(np.asarray(self.jitter) > 0) or np.any(np.asarray(self.stragglers) > 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sextant.simulator import paths
 from sextant.simulator.result import join, result
+from sextant.simulator.schedule import OVERLAPPING, n_stages
 from sextant.simulator.types import Result, Scenario
 from sextant.studies import catalogue, solve
 from sextant.studies.limits import plan_limits, undefined
@@ -147,9 +148,10 @@ def _ignored(scenario: Scenario) -> list[str]:
     used = ("none", "forward_backward") if training else ("none", "two_batch")
     unused = {
         f"plan.overlap: {plan.overlap} means nothing in {load.phase}": plan.overlap not in used,
-        "plan.overlap: forward_backward needs the dualpipe schedule": training
+        "plan.overlap: forward_backward needs the dualpipe or dualpipev schedule": training
         and plan.overlap == "forward_backward"
-        and plan.schedule != "dualpipe",
+        and plan.schedule not in OVERLAPPING,
+        "cluster.jitter and cluster.stragglers, which are about training": not training and scenario.cluster.varies,
         f"load.routing: {load.routing} without routed experts": load.routing != "balanced"
         and bool(np.all(np.asarray(scenario.model.n_routed_experts) == 0)),
         "load.expert_tokens, which need load.routing: counts": bool(load.expert_tokens) and load.routing != "counts",
@@ -229,7 +231,8 @@ def _remedy(reason: str, scenario: Scenario) -> str:
         "model: engram_layers count from 1 to num_hidden_layers, each once": "list layers from 1 to "
         f"{model.num_hidden_layers:g}, each once",
         "sms: compute on the SMs that n_comm_sms leaves": f"choose fewer than {cluster.device.n_sms:g}",
-        "divisibility: layers by layers_per_stage": f"list {plan.pipeline * plan.virtual_stages:g} numbers that add up "
-        f"to {model.num_hidden_layers:g}",
+        "divisibility: layers by layers_per_stage": "list "
+        f"{n_stages(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))} numbers that add up to "
+        f"{model.num_hidden_layers:g}",
     }
     return remedies[reason]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sextant import hwmodels
 from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.schedule import NAMES
 from sextant.studies import metrics, model_file
 from sextant.studies.layers import Catalogue
 from sextant.workloads import models
@@ -17,7 +18,7 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 
 #: What the text fields of a plan may say.
 CHOICES = {
-    "plan.schedule": ("gpipe", "1f1b", "interleaved", "zb1p", "dualpipe"),
+    "plan.schedule": NAMES,
     "plan.overlap": ("none", "forward_backward", "two_batch"),
     "plan.formats": tuple(RECIPES),
     "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "full"),

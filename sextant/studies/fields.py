@@ -33,11 +33,11 @@ _COUNTS = _DEGREES | {
     "image_height",
     "image_width",
 }
-_COUNTS |= {"engram_layers", "engram_orders", "engram_rows", "engram_conv_kernel", "sinkhorn_iters"}
+_COUNTS |= {"stragglers", "engram_layers", "engram_orders", "engram_rows", "engram_conv_kernel", "sinkhorn_iters"}
 _COUNT_STARTS = ("n_", "num_")
 _COUNT_ENDS = ("_size", "_dim", "_rank", "_heads", "_layers", "_experts", "_len")
 _POSITIVE = _DEGREES | {
-    "n_devices", "n_sms", "layers_per_stage", "context_tokens", "efficiency", "clock_under_load",
+    "n_devices", "n_sms", "layers_per_stage", "context_tokens", "efficiency", "clock_under_load", "straggler_slowdown",
     "image_height", "image_width", "n_streams", "engram_rows", "engram_dim", "engram_heads", "engram_layers",
     "hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
 }  # fmt: skip

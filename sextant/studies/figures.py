@@ -15,6 +15,7 @@ from sextant.simulator.units import dimension, show
 from sextant.studies import metrics
 from sextant.studies.axes import is_numeric
 from sextant.studies.files import save
+from sextant.studies.pipeline_figure import pipeline
 
 if TYPE_CHECKING:
     from sextant.studies.report import Answer
@@ -28,18 +29,11 @@ _COLOURS = ("#2f6690", "#81a4cd", "#d9a441", "#b5493c", "#7d9d74", "#6f5c8a", "#
 _STEP_PARTS = (
     "forward_s", "backward_input_s", "backward_weight_s", "forward_backward_s", "bubble_s", "optimizer_s",
 )  # fmt: skip
-#: A bound and an instruction of the pipeline have one colour in all figures.
+#: A bound has one colour in all figures.
 _BOUND_COLOURS: dict[str, str] = dict(zip(BOUNDS, ("#2f6690", "#d9a441", "#b5493c", "#6f5c8a", "#a8a29a"), strict=True))
-_KINDS = {
-    "F": ("forward", "#2f6690"), "FB": ("forward and backward overlapped", "#b5493c"),
-    "B": ("backward, input", "#81a4cd"), "BW": ("backward", "#7d9d74"), "W": ("backward, weights", "#d9a441"),
-    "optimizer": ("optimizer", "#6f5c8a"),
-}  # fmt: skip
 _N_OPERATORS = 14
 #: Lines that one plot can hold apart, and points that are still worth a marker each.
 _N_LINES, _N_MARKED = 12, 40
-#: A step of more than so many chunks per rank is drawn in two pieces, its beginning and its end.
-_N_CHUNKS = 60
 
 
 def draw(answer: Answer, place: Path) -> list[Path]:
@@ -94,13 +88,15 @@ def step(answer: Answer):
 
     figure, axes = plt.subplots(figsize=(7.2, 2.2))
     beside = comparisons(answer)
-    bars = {"predicted": {name: float(answer.result.columns[name][0]) for name in _STEP_PARTS}}
+    parts = (*_STEP_PARTS, *(["jitter_s"] if "jitter_s" in answer.result.columns else []))
+    bars = {"predicted": {name: float(answer.result.columns[name][0]) for name in parts}}
     if all(name in beside for name in _STEP_PARTS):
-        bars = {"published": {name: beside[name].published for name in _STEP_PARTS}, **bars}
+        known = {name: beside[name].published for name in _STEP_PARTS}
+        bars = {"published": {name: known.get(name, 0.0) for name in parts}, **bars}
     longest = max(sum(values.values()) for values in bars.values())
     for y, values in enumerate(bars.values()):
         left = 0.0
-        for name, colour in zip(_STEP_PARTS, _COLOURS, strict=False):
+        for name, colour in zip(parts, _COLOURS, strict=False):
             label = metrics.METRICS[name].label if y == 0 else None
             axes.barh(y, values[name], left=left, color=colour, label=label, height=0.6)
             if values[name] > 0.06 * longest:
@@ -221,41 +217,6 @@ def _scale(name: str, values: np.ndarray) -> tuple[float, str]:
     words = ((1e-12, "10^12"), (1e-9, "10^9"), (1e-6, "10^6"))
     factor, word = next(((f, w) for f, w in words if top * f >= 1), (1.0, ""))
     return factor, ", ".join(piece for piece in (label, word) if piece)
-
-
-def pipeline(answer: Answer):
-    """What every rank of the pipeline does and when; of a long step the beginning and the end."""
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
-
-    from sextant.studies.report import pipeline_spans
-
-    spans = pipeline_spans(answer)
-    ranks = sorted({span.track for span in spans})
-    end_s = max(span.end_s for span in spans)
-    window = end_s * min(1.0, _N_CHUNKS * len(ranks) / len(spans))
-    pieces = [(0.0, end_s)] if window == end_s else [(0.0, window / 2), (end_s - window / 2, end_s)]
-    height = 0.9 + 0.17 * len(ranks)
-    figure, panels = plt.subplots(1, len(pieces), figsize=(9, height), sharey=True, squeeze=False)
-    for axes, (first, last) in zip(panels[0], pieces, strict=True):
-        for kind, (_, colour) in _KINDS.items():
-            for y, rank in enumerate(ranks):
-                bars = [
-                    (span.start_s, span.end_s - span.start_s) for span in spans
-                    if span.kind == kind and span.track == rank and span.end_s > first and span.start_s < last
-                ]  # fmt: skip
-                axes.broken_barh(bars, (y - 0.45, 0.9), color=colour, edgecolor="white", lw=0.3)
-        axes.set_xlim(first, last)
-        axes.set_xlabel("seconds" if len(pieces) == 1 else f"{'first' if first == 0 else 'last'} seconds of the step")
-    panels[0][0].set_yticks(range(len(ranks)), ranks)
-    panels[0][0].tick_params(axis="y", labelsize=7)
-    panels[0][0].invert_yaxis()
-    there = {span.kind for span in spans}
-    named = {label: colour for kind, (label, colour) in _KINDS.items() if kind in there}
-    handles = [Patch(color=colour) for colour in named.values()]
-    figure.legend(handles, list(named), ncol=3, loc="lower center", bbox_to_anchor=(0.5, 0.9), frameon=False)
-    figure.subplots_adjust(wspace=0.05)
-    return figure
 
 
 def save_figure(figure: Any, path: Path) -> Path:

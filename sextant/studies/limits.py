@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sextant.simulator.schedule import n_stages
 from sextant.simulator.types import Flag, Num, Scenario
 from sextant.workloads.parameters import layer_counts
 
@@ -62,8 +63,8 @@ def _stages_differ(scenario: Scenario) -> bool:
     if not plan.layers_per_stage or scenario.load.phase != "training":
         return False
     n_layers = sum(n for part, n in layer_counts(scenario.model).items() if part.endswith("layer"))
-    n_stages = plan.pipeline * plan.virtual_stages
-    return bool(len(plan.layers_per_stage) != n_stages or sum(plan.layers_per_stage) != n_layers)
+    wanted = n_stages(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))
+    return bool(len(plan.layers_per_stage) != wanted or sum(plan.layers_per_stage) != n_layers)
 
 
 def _any_zero(*values: Num) -> Flag:

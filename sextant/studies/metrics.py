@@ -33,6 +33,7 @@ _TRAINING = (
     Metric(name="backward_weight_s", label="1W: weight gradients alone", unit="s"),
     Metric(name="forward_backward_s", label="1F1B: overlapped pairs", unit="s"),
     Metric(name="bubble_s", label="bubble", unit="s"),
+    Metric(name="jitter_s", label="jitter and stragglers", unit="s"),
     Metric(name="optimizer_s", label="optimizer", unit="s"),
     Metric(name="exposed_comm_s", label="exposed communication", unit="s"),
     Metric(name="mfu_causal", label="MFU, causal, BF16 peak", percent=True),

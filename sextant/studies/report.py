@@ -24,6 +24,7 @@ from sextant.validate import published
 
 if TYPE_CHECKING:
     from sextant.simulator.des import Span
+    from sextant.simulator.pipeline import PipelineRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +146,11 @@ def write(answer: Answer, out: str | Path) -> list[Path]:
 def write_trace(answer: Answer, out: str | Path) -> Path:
     """``trace.json`` of the pipeline in folder ``out``, for Perfetto; InputError where no pipeline was simulated."""
     from sextant.simulator.trace import chrome_trace
+    from sextant.studies.training import pipeline_counters
 
-    found = chrome_trace(pipeline_spans(answer))
+    run = _pipeline_run(answer)
+    spans = [*run.spans, *run.messages, *_optimizer_spans(answer, run)]
+    found = chrome_trace(spans, pipeline_counters(answer.question.scenario, run))
     return save(folder(out) / "trace.json", lambda f: f.write(json.dumps(found, separators=(",", ":")) + "\n"))
 
 
@@ -168,20 +172,28 @@ def simulated(answer: Answer) -> str:
 
 def pipeline_spans(answer: Answer) -> list[Span]:
     """The spans of every rank: the chunks of the pipeline, then the optimizer, for which all ranks wait."""
-    from sextant.simulator.des import Span
+    run = _pipeline_run(answer)
+    return [*run.spans, *_optimizer_spans(answer, run)]
+
+
+def _pipeline_run(answer: Answer) -> PipelineRun:
     from sextant.studies.training import pipeline_run
 
     problem = simulated(answer)
     if problem:
         raise InputError(f"--trace: {problem}")
-    run = pipeline_run(answer.question.scenario)
+    return pipeline_run(answer.question.scenario)
+
+
+def _optimizer_spans(answer: Answer, run: PipelineRun) -> list[Span]:
+    from sextant.simulator.des import Span
+
     end_s = run.step_s + float(answer.result.columns["optimizer_s"][0])
     tracks = dict.fromkeys(span.track for span in run.spans)
-    last = [
+    return [
         Span(name="optimizer", track=track, stream="compute", start_s=run.step_s, end_s=end_s, kind="optimizer")
         for track in tracks
     ]
-    return [*run.spans, *last]
 
 
 def dumps(value: object) -> str:

@@ -43,6 +43,10 @@ class Stages:
         parts = [part for stage in self.ranks[rank] for part in self.chunks[stage]]
         return {part: float(parts.count(part)) for part in dict.fromkeys(parts)}
 
+    def at(self, point: int) -> Stages:
+        """The layout of a point: this one."""
+        return self
+
     def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
         """``seconds`` of what ``key`` finds in the layout, such as the chunk of a stage."""
         return seconds(key(self))
@@ -70,6 +74,10 @@ class Layouts:
         held = [choice.layers(rank) for choice in self.choices]
         numbers = {part: [each.get(part, 0.0) for each in held] for each in held for part in each}
         return {part: n[0] if len(set(n)) == 1 else np.array(n)[self.which] for part, n in numbers.items()}
+
+    def at(self, point: int) -> Stages:
+        """The layout of a point."""
+        return self.choices[int(self.which[point])]
 
     def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
         """``seconds`` of what ``key`` finds in each point's layout; called once for each thing found."""
@@ -153,8 +161,8 @@ def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str,
     plan = scenario.plan
     units: list[Chunk] = [tuple(part for part in unit if part in layers) for unit in parameters.units(scenario.model)]
     ranks = schedule.stages_of_ranks(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))
-    n_stages = min(int(plan.pipeline * plan.virtual_stages), len(units))
-    if n_stages < len(ranks) * len(ranks[0]) and plan.schedule != "dualpipe":
+    n_stages = min(schedule.n_stages(plan.schedule, int(plan.pipeline), int(plan.virtual_stages)), len(units))
+    if n_stages < len(ranks) * len(ranks[0]) and plan.schedule not in ("dualpipe", *schedule.VEES):
         ranks = schedule.stages_of_ranks(plan.schedule, n_stages)
     if plan.layers_per_stage:
         cuts = [0, *np.cumsum(plan.layers_per_stage).astype(int).tolist()]
@@ -190,7 +198,7 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
         backward_weight=of_chunks("backward_weight"), pair={}, pair_exposed={},
         forward_messages=messages("forward_messages_s"), backward_messages=messages("backward_messages_s"),
     )  # fmt: skip
-    if plan.schedule == "dualpipe":
+    if plan.schedule in schedule.OVERLAPPING:
         pairs = [p for rank in stages.ranks for p in ((rank[0], rank[-1]), (rank[-1], rank[0]))]
         _add_pairs(times, pairs, timed, stages, pace)
     return times

@@ -11,9 +11,12 @@ from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.evaluate import TimedStep, in_line_s, interval, provenance_shares, time_ops
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
+from sextant.simulator.trace import Counter
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
+from sextant.studies import played
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
+from sextant.studies.played import pick
 from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
@@ -41,7 +44,19 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
     stages = layout(scenario, timed, 1)
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    return _run(plan, chunks, _pick(micro_batches, 0), _pick(_send_s(scenario), 0), 0)
+    each = played.point(plan, chunks, micro_batches, _send_s(scenario), 0)
+    return played.slowest_replica(scenario, stages, each) if scenario.cluster.varies else each.run()
+
+
+def pipeline_counters(scenario: Scenario, run: pipeline.PipelineRun) -> list[Counter]:
+    """Bytes of activations on every rank and of messages between them during ``run``, which ``pipeline_run`` made."""
+    plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
+    stages = layout(scenario, timed, 1)
+    micro_batches = load.batch / (plan.data * plan.micro_batch)
+    each = played.point(plan, chunk_times(scenario, timed, stages), micro_batches, _send_s(scenario), 0)
+    kept = residency.activation_bytes(scenario.model, plan, load)
+    held = [pick(sum((kept[part] for part in chunk), 0.0), 0) for chunk in stages.at(0).chunks]
+    return played.counters(each, run, held, pick(_send_bytes(scenario), 0))
 
 
 def timed_step(scenario: Scenario) -> TimedStep:
@@ -62,6 +77,10 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
     chunks = chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
+    if scenario.cluster.varies:
+        points = [played.point(plan, chunks, micro_batches, _send_s(scenario), i) for i in range(n_points)]
+        run["jitter_s"] = played.jitter_s(scenario, stages, points)
+        run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
     optimizer_s = np.max(_optimizer(scenario, stages, node_size).seconds(), axis=0)
     step_s = run["pipeline_s"] + optimizer_s
@@ -93,8 +112,12 @@ def _pipeline(
     plan = scenario.plan
     send_s = _send_s(scenario)
     if scenario.engine == "event":
-        runs = [_simulated(plan, chunks, _pick(micro_batches, i), _pick(send_s, i), i) for i in range(n_points)]
+        runs = [_simulated(plan, chunks, micro_batches, send_s, i) for i in range(n_points)]
         return {name: np.array([run[name] for run in runs]) for name in runs[0]}
+    if plan.schedule in schedule.VEES:
+        # The mean over many short stages says too little; ZB-V has no closed form where F, B and W differ.
+        average, exposed, _ = _work(plan, chunks, stages, micro_batches)
+        return _parts(average, played.ends_s(plan, chunks, micro_batches, send_s, n_points), exposed)
     return _formulas(plan, chunks, stages, micro_batches, send_s)
 
 
@@ -107,44 +130,39 @@ def _formulas(
     state waits for messages between stages.
     """
     n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
-    ranks = [schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual) for rank in range(len(stages.ranks))]
-    parts = [_by_kind(counted, chunks) for counted in ranks]
-    work = [sum(kinds.values(), 0.0) for kinds in parts]
-    busiest = np.max(np.stack(np.broadcast_arrays(*work)), axis=0)
+    average, exposed, busiest = _work(plan, chunks, stages, micro_batches)
     forward, inputs, weights = (_mean(x) for x in (chunks.forward, chunks.backward_input, chunks.backward_weight))
     full = virtual * (inputs + weights)
     pairs = _mean(list(chunks.pair.values())) if chunks.pair else 0.0
     bubble = schedule.bubble_s(plan.schedule, n_ranks, virtual * forward, full, virtual * weights, pairs, virtual)
     # Filling the pipeline passes every boundary once in each direction.
     bubble = bubble + 2.0 * (n_ranks - 1.0) * send_s
-    names = dict.fromkeys(kind for kinds in parts for kind in kinds)
-    average = {name: _mean([kinds.get(name, 0.0) for kinds in parts]) for name in names}
-    exposed = _mean([_exposed(counted, chunks) for counted in ranks])
     return _parts(average, busiest + bubble, exposed)
 
 
+def _work(
+    plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, micro_batches: Num
+) -> tuple[dict[str, Num], Num, Num]:
+    """Seconds by instruction kind and with exposed messages, means over the ranks; all work of the busiest rank."""
+    n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
+    ranks = [schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual) for rank in range(len(stages.ranks))]
+    parts = [_by_kind(counted, chunks) for counted in ranks]
+    names = dict.fromkeys(kind for kinds in parts for kind in kinds)
+    average = {name: _mean([kinds.get(name, 0.0) for kinds in parts]) for name in names}
+    work = [sum(kinds.values(), 0.0) for kinds in parts]
+    busiest = np.max(np.stack(np.broadcast_arrays(*work)), axis=0)
+    return average, _mean([_exposed(counted, chunks) for counted in ranks]), busiest
+
+
 def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> dict[str, Num]:
-    run = _run(plan, chunks, micro_batches, send_s, point)
+    run = played.point(plan, chunks, micro_batches, send_s, point).run()
     n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
     exposed = [
-        _pick(_exposed(schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual), chunks), point)
+        pick(_exposed(schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual), chunks), point)
         for rank in range(n_ranks)
     ]
     average = {kind: float(_mean([busy.get(kind, 0.0) for busy in run.busy_s])) for kind in schedule.KINDS}
     return _parts(average, run.step_s, float(_mean(exposed)))
-
-
-def _run(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> pipeline.PipelineRun:
-    n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
-    seconds = pipeline.ChunkSeconds(
-        forward=[_pick(x, point) for x in chunks.forward],
-        backward_input=[_pick(x, point) for x in chunks.backward_input],
-        backward_weight=[_pick(x, point) for x in chunks.backward_weight],
-        pair={key: _pick(x, point) for key, x in chunks.pair.items()},
-    )
-    return pipeline.simulate(
-        plan.schedule, seconds, n_ranks, round(float(micro_batches)), virtual_stages=virtual, send_s=float(send_s)
-    )
 
 
 def _by_kind(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) -> dict[str, Num]:
@@ -182,21 +200,19 @@ def _exposed(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) ->
 
 def _send_s(scenario: Scenario) -> Num:
     """Activations of one micro-batch between two stages, which lie on different nodes; mHC sends every stream."""
-    model, plan, load = scenario.model, scenario.plan, scenario.load
-    size = 2.0 * model.n_streams * model.hidden_size * plan.micro_batch * load.context_tokens / plan.tensor
-    shape = {"n_gpus": 2.0, "n_gpus_per_node": 1.0, "message_bytes": size}
+    shape = {"n_gpus": 2.0, "n_gpus_per_node": 1.0, "message_bytes": _send_bytes(scenario)}
     return estimate(
         operator("collective", "pipeline_send", "bf16", shape, variant="send_recv"), scenario.cluster
     ).seconds
 
 
+def _send_bytes(scenario: Scenario) -> Num:
+    model, plan, load = scenario.model, scenario.plan, scenario.load
+    return 2.0 * model.n_streams * model.hidden_size * plan.micro_batch * load.context_tokens / plan.tensor
+
+
 def _mean(values: Sequence[Num]) -> Num:
     return sum(values, 0.0) / len(values)
-
-
-def _pick(value: Num, point: int) -> float:
-    array = np.asarray(value)
-    return float(array if array.ndim == 0 else array[point])
 
 
 def _optimizer(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -> TimedStep:
@@ -267,6 +283,8 @@ def _choose(values: list[Num], index: np.ndarray) -> Num:
 
 def _warnings(scenario: Scenario) -> list[str]:
     notes = ["the interval moves every operator to its own end at once, and says nothing of jitter and stragglers"]
+    if scenario.cluster.varies:
+        notes.append(f"jitter_s is one draw, of seed {scenario.seed}; chunks vary independently of each other")
     if not scenario.plan.layers_per_stage and scenario.plan.pipeline > 1:
         notes.append("the layers of each stage are not published: balanced over the ranks by predicted time")
     return notes
@@ -280,7 +298,10 @@ def schedule_limits(scenario: Scenario) -> dict[str, Flag]:
     n_layers = sum(n for part, n in units.items() if part.endswith("layer"))
     limits: dict[str, Flag] = {
         "divisibility: sequences by data x micro_batch": np.abs(micro_batches - np.round(micro_batches)) > 1e-9,
-        "divisibility: fewer layers than pipeline stages": plan.pipeline * plan.virtual_stages > n_layers + 1,
+        "divisibility: fewer layers than pipeline stages": schedule.n_stages(
+            plan.schedule, int(plan.pipeline), int(plan.virtual_stages)
+        )
+        > n_layers + 1,
     }
     if plan.schedule == "interleaved":
         limits["schedule: interleaved needs micro-batches in multiples of the pipeline degree"] = (
@@ -293,4 +314,8 @@ def schedule_limits(scenario: Scenario) -> dict[str, Flag]:
         limits["schedule: DualPipe needs an even number of micro-batches, at least twice the stages"] = (
             np.mod(micro_batches, 2) > 0
         ) | (micro_batches < 2 * plan.pipeline)
+    if plan.schedule == "dualpipev":
+        limits["schedule: DualPipeV needs at least twice as many micro-batches as ranks"] = (
+            micro_batches < 2 * plan.pipeline
+        )
     return limits

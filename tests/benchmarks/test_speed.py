@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sextant.simulator import paths, schedule
-from sextant.simulator.pipeline import ChunkSeconds, simulate
+from sextant.simulator.jitter import Jitter, factors
+from sextant.simulator.pipeline import ChunkSeconds, finish, simulate
 from sextant.studies.answer import evaluate, question
 
 DECODE_POINTS, PLANS = 16_384, 2_000
@@ -86,9 +87,57 @@ def test_event_engine_alone(benchmark):
         forward=[1.0] * 16, backward_input=[1.1] * 16, backward_weight=[0.8] * 16,
         pair={(i, j): 2.7 for i in range(16) for j in range(16)},
     )  # fmt: skip
-    schedule.instructions.cache_clear()
+    schedule.clear()
     run = benchmark(simulate, "dualpipe", chunks, 16, 120)
     assert run.step_s > 0
+
+
+@pytest.mark.parametrize("schedule_name", ["dualpipe", "zbv"])
+def test_recurrence_over_design_points(benchmark, random, schedule_name):
+    """The same steps as a recurrence, 1,000 design points at once; of ZB-V also the search for its order."""
+    n = 1_000
+    chunks = ChunkSeconds(
+        forward=[1.0] * 32, backward_input=[1.1] * 32, backward_weight=[0.8] * 32,
+        pair={(i, 15 - i): random.uniform(2.6, 2.8, n) for i in range(16)},
+    )  # fmt: skip
+    send_s = random.uniform(0.0, 0.01, n)
+
+    def run():
+        schedule.clear()
+        return finish(schedule_name, chunks, 16, 120, send_s=send_s)
+
+    assert np.shape(benchmark(run).step_s) == (n,)
+    _rate(benchmark, n)
+
+
+def _noisy(n_replicas, **coupled):
+    chunks = ChunkSeconds(
+        forward=[1.0] * 16, backward_input=[1.1] * 16, backward_weight=[0.8] * 16,
+        pair={(i, 15 - i): 2.7 for i in range(16)},
+    )  # fmt: skip
+    programs = schedule.programs("dualpipe", 16, 120)
+    return chunks, factors(programs, n_replicas, Jitter(variation=0.05, seed=1, **coupled))
+
+
+def test_event_engine_with_jitter_on_1024_ranks(benchmark):
+    """16 stages x 64 replicas, every chunk of another length, messages that queue."""
+
+    def run():
+        chunks, noise = _noisy(64)
+        each = [[rank[:, i] for rank in noise] for i in range(64)]
+        return max(simulate("dualpipe", chunks, 16, 120, send_s=0.01, factors=noise_of).step_s for noise_of in each)
+
+    assert benchmark.pedantic(run, rounds=2) > 0
+
+
+def test_recurrence_with_jitter_on_2048_ranks(benchmark):
+    """16 stages x 128 replicas in two groups of 64 that exchange 8 times per chunk."""
+
+    def run():
+        chunks, noise = _noisy(128, group=64, n_exchanges=8)
+        return np.max(finish("dualpipe", chunks, 16, 120, factors=noise, group=64).step_s)
+
+    assert benchmark(run) > 0
 
 
 def test_reading_a_scenario(benchmark):

@@ -276,7 +276,7 @@ def test_a_pipeline_of_one_stage_is_the_sum_of_its_work():
     assert longer["step_time_s"][0] - longer["optimizer_s"][0] == pytest.approx(2.0 * work, rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb1p", "dualpipe"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb1p", "dualpipe", "dualpipev", "zbv"])
 @pytest.mark.parametrize("batch", [4096, 15360])
 def test_the_formulas_are_close_for_every_schedule(schedule, batch):
     """Uneven stages and messages in the way: within 5% of the event engine, DualPipe with few micro-batches 5.4%."""

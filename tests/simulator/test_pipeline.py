@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sextant.simulator import schedule
+from sextant.simulator import pipeline, schedule
 from sextant.simulator.pipeline import ChunkSeconds, simulate
 
-CASES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb1p", 1), ("dualpipe", 1)]
+CASES = [
+    ("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb1p", 1), ("zbv", 1), ("dualpipe", 1), ("dualpipev", 1),
+]  # fmt: skip
 KINDS = {"F", "B", "W", "BW", "FB"}
 
 
@@ -53,15 +55,16 @@ def needed(work, n_stages):
 def test_every_instruction_starts_when_it_can(name, v, data):
     """Start = the later of the rank's last end and of what is needed, with the message's time between two ranks."""
     n_ranks, m, send = 4, 8, data.draw(st.sampled_from([0.0, 0.3]))
-    times = data.draw(uneven(n_ranks * v))
-    run = simulate(name, times, n_ranks, m, virtual_stages=v, send_s=send)
-    programs = [schedule.instructions(name, rank, n_ranks, m, v) for rank in range(n_ranks)]
+    n_stages = schedule.n_stages(name, n_ranks, v)
+    times = data.draw(uneven(n_stages))
+    run = simulate(name, times, n_ranks, m, virtual_stages=v, send_s=send, queue=False)
+    programs = schedule.programs(name, n_ranks, m, v, times.ratio())
     works = by_rank(run, programs)
     ends = ready(works)
     for rank, pairs in enumerate(works):
         free = 0.0
         for work, span in pairs:
-            waits = [ends[key] for key in needed(work, n_ranks * v)]
+            waits = [ends[key] for key in needed(work, n_stages)]
             arrivals = [end + (0.0 if owner == rank else send) for end, owner in waits]
             assert span.start_s == pytest.approx(max([free, *arrivals]), abs=1e-9)
             assert span.end_s - span.start_s == pytest.approx(times.of(work), abs=1e-9)
@@ -76,7 +79,7 @@ def test_every_instruction_starts_when_it_can(name, v, data):
 def test_work_and_waiting_fill_the_step(name, v, data):
     """Every rank's seconds by kind and its idle time are the step; all work is done, and takes its time."""
     n_ranks, m = 4, 8
-    times = data.draw(uneven(n_ranks * v))
+    times = data.draw(uneven(schedule.n_stages(name, n_ranks, v)))
     run = simulate(name, times, n_ranks, m, virtual_stages=v)
     for rank in range(n_ranks):
         counted = schedule.counts(name, rank, n_ranks, m, v)
@@ -116,10 +119,10 @@ def test_messages_between_stages_of_one_rank_are_free():
 def test_the_same_step_is_the_same_bytes(name, v):
     """Ranks that become free at one moment go on in one order."""
     times = ChunkSeconds(
-        forward=[1.0] * 4 * v, backward_input=[1.0] * 4 * v, backward_weight=[1.0] * 4 * v,
-        pair={(i, 3 - i): 3.0 for i in range(4)},
+        forward=[1.0] * 8, backward_input=[1.0] * 8, backward_weight=[1.0] * 8,
+        pair={(i, j): 3.0 for i in range(8) for j in range(8)},
     )  # fmt: skip
-    once, again = (repr(simulate(name, times, 4, 8, virtual_stages=v)) for _ in range(2))
+    once, again = (repr(simulate(name, times, 4, 8, virtual_stages=v, send_s=0.1)) for _ in range(2))
     assert once == again
 
 
@@ -127,7 +130,64 @@ def test_lists_that_wait_for_each_other_name_rank_and_instruction(monkeypatch):
     """The engine runs out of events; that is an error of ours, told at once."""
     wrong = {0: (schedule.Work("F", f=0, f_stage=0), schedule.Work("BW", b=0, b_stage=0)),
              1: (schedule.Work("BW", b=0, b_stage=1), schedule.Work("F", f=0, f_stage=1))}  # fmt: skip
-    monkeypatch.setattr("sextant.simulator.pipeline.instructions", lambda _name, rank, *_: wrong[rank])
+    monkeypatch.setattr("sextant.simulator.pipeline.programs", lambda *_: (wrong[0], wrong[1]))
     times = ChunkSeconds(forward=[1.0] * 2, backward_input=[1.0] * 2, backward_weight=[1.0] * 2, pair={})
+    pipeline._prepared.cache_clear()
     with pytest.raises(AssertionError, match=r"rank 0 waits for ever before Work\(kind='BW'"):
         simulate("gpipe", times, 2, 1)
+    pipeline._prepared.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "v"), CASES)
+@settings(max_examples=6)
+@given(st.data())
+def test_ports_carry_one_message_at_a_time(name, v, data):
+    """Every output that another rank needs is one message of ``send_s``; none of one sender or one receiver overlap,
+    and each leaves as soon as both ports are free of those that came before it."""
+    n_ranks, m, send = 4, 8, data.draw(st.sampled_from([0.05, 1.0]))
+    n_stages = schedule.n_stages(name, n_ranks, v)
+    times = data.draw(uneven(n_stages))
+    run = simulate(name, times, n_ranks, m, virtual_stages=v, send_s=send)
+    programs = schedule.programs(name, n_ranks, m, v, times.ratio())
+    owner = {key: rank for rank, program in enumerate(programs) for work in program for key in work.outputs}
+    crossing = [
+        (f"{key[0]}{key[1]} to rank {rank:02d}", f"rank {owner[key]:02d}")
+        for rank, program in enumerate(programs) for work in program for key in work.inputs(n_stages)
+        if owner[key] != rank
+    ]  # fmt: skip
+    assert sorted((s.name, s.track) for s in run.messages) == sorted(crossing)
+    for port in (lambda s: s.track, lambda s: s.name.partition(" to ")[2]):
+        for rank in range(n_ranks):
+            mine = [s for s in run.messages if port(s) == f"rank {rank:02d}"]
+            assert all(a.end_s <= b.start_s + 1e-9 for a, b in zip(mine, mine[1:], strict=False))
+    assert all(s.end_s - s.start_s == pytest.approx(send, rel=1e-9) for s in run.messages)
+
+
+@pytest.mark.parametrize(("name", "v"), CASES)
+def test_queues_only_delay(name, v):
+    """No earlier with ports that serve one message at a time; the same where messages are free."""
+    n_stages = schedule.n_stages(name, 4, v)
+    times = ChunkSeconds(
+        forward=[1.0] * n_stages, backward_input=[1.1] * n_stages, backward_weight=[0.8] * n_stages,
+        pair={(i, j): 2.5 for i in range(n_stages) for j in range(n_stages)},
+    )  # fmt: skip
+    for send, same in ((0.0, True), (0.2, False)):
+        queued, free = (
+            simulate(name, times, 4, 8, virtual_stages=v, send_s=send, queue=q).step_s for q in (True, False)
+        )
+        assert queued >= free - 1e-9
+        assert queued == free or not same
+
+
+def test_two_messages_to_one_neighbour_queue():
+    """A pair of DualPipe makes activations and gradients for the same neighbour: the second message waits for the
+    first, the steady state of 40 pairs per rank feels it."""
+    times = ChunkSeconds(
+        forward=[1.0] * 4, backward_input=[1.0] * 4, backward_weight=[0.5] * 4,
+        pair={(i, 3 - i): 2.0 for i in range(4)},
+    )  # fmt: skip
+    run = simulate("dualpipe", times, 4, 40, send_s=0.1)
+    sent = [s for s in run.messages if s.track == "rank 01"]
+    waited = [b for a, b in zip(sent, sent[1:], strict=False) if a.end_s == pytest.approx(b.start_s, abs=1e-12)]
+    assert len(waited) > 20
+    assert run.step_s > simulate("dualpipe", times, 4, 40, send_s=0.1, queue=False).step_s

@@ -1,6 +1,7 @@
 """Pipeline schedules: their order, their closed forms, and the event engine that plays them."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ from sextant.simulator import schedule
 from sextant.simulator.errors import InputError
 from sextant.simulator.pipeline import ChunkSeconds, simulate
 
-CASES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 3), ("zb1p", 1), ("dualpipe", 1)]
+CASES = [
+    ("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 3), ("zb1p", 1), ("zbv", 1), ("dualpipe", 1),
+    ("dualpipev", 1),
+]  # fmt: skip
+#: The expressions of the publication (data/published/training.yaml), with F, B full, W and the pair of one stage.
+TABLE = {
+    "1f1b": lambda p, f, b, w, fb: (p - 1) * (f + b),
+    "zb1p": lambda p, f, b, w, fb: (p - 1) * (f + b - 2 * w),
+    "dualpipe": lambda p, f, b, w, fb: (p / 2 - 1) * (fb + b - 3 * w),
+    "dualpipev": lambda p, f, b, w, fb: (p / 2 - 1) * (fb + b - 3 * w),
+}
 
 
 def chunks(n_stages, forward, backward_input, weight, pair=0.0):
@@ -44,7 +55,38 @@ def test_every_chunk_is_worked_on_once(name, v, n_ranks, m):
     assert forward == inputs == weights == everything
 
 
-@pytest.mark.parametrize(("name", "v"), [c for c in CASES if c[0] != "dualpipe"])
+@pytest.mark.parametrize("name", list(TABLE))
+@pytest.mark.parametrize(("n_stages", "m"), [(2, 4), (4, 8), (8, 16), (8, 40), (16, 120)])
+@pytest.mark.parametrize(("f", "w", "pair"), [(1.0, 1.0, 2.4), (1.0, 1.0, 3.0), (2.0, 1.2, 4.6), (1.0, 0.2, 2.2)])
+def test_the_published_table_is_what_the_event_engine_plays(name, n_stages, m, f, w, pair):
+    """DeepSeek-V3 report Table 2 and the table of the DualPipe repository: bubble and activations, in the setting in
+    which they count: forward and input gradient take equal time, W no longer than either, messages are free."""
+    n_ranks = n_stages // 2 if name == "dualpipev" else n_stages
+    run = simulate(name, chunks(n_stages, f, f, w, pair), n_ranks, m)
+    assert max(run.idle_s) == pytest.approx(TABLE[name](n_stages, f, f + w, w, pair), rel=1e-9, abs=1e-9)
+    most = max(sum(schedule.in_flight(name, rank, n_ranks, m)) for rank in range(n_ranks))
+    assert most == n_stages + (name in schedule.OVERLAPPING)
+
+
+def test_the_table_is_the_published_one():
+    """The expressions above are those of the catalogue of published figures, character by character."""
+    import inspect
+    import re
+
+    import yaml
+
+    import sextant.validate
+
+    data = Path(sextant.validate.__file__).parent / "data" / "published" / "training.yaml"
+    published = yaml.safe_load(data.read_text(encoding="utf-8"))["pipeline"]["formulas"]
+    for name in TABLE:
+        line = next(x for x in inspect.getsource(inspect.getmodule(chunks)).splitlines() if f'"{name}": lambda' in x)
+        mine = re.sub(r"\s", "", line.partition("fb: ")[2].rstrip(","))
+        theirs = published[f"bubble_{name}"].replace("F&B", "fb").replace("PP", "p").lower()
+        assert mine == re.sub(r"(?<=\))(?=\()", "*", theirs).replace("2w", "2*w").replace("3w", "3*w")
+
+
+@pytest.mark.parametrize(("name", "v"), [c for c in CASES if c[0] not in ("dualpipe", "dualpipev", "zbv")])
 @pytest.mark.parametrize(("n_ranks", "m"), [(2, 4), (4, 16), (8, 32)])
 @pytest.mark.parametrize(("f", "b", "w"), [(1.0, 1.0, 1.0), (1.0, 1.1, 0.8), (2.0, 2.5, 1.5)])
 def test_the_bubble_of_equal_stages_is_the_formula(name, v, n_ranks, m, f, b, w):
@@ -88,19 +130,50 @@ def dualpipe_chunks(draw):
     return f, b, w, least + draw(st.floats(0.0, 1.0)) * (f + b + w - least)
 
 
-@settings(max_examples=40)
-@given(st.sampled_from([2, 4, 6, 8, 10]), st.integers(0, 6), dualpipe_chunks())
-def test_every_rank_of_dualpipe_idles_exactly_as_stated(n_ranks, more, times):
+@settings(max_examples=60)
+@given(st.sampled_from(schedule.OVERLAPPING), st.integers(1, 5), st.integers(0, 6), dualpipe_chunks())
+def test_every_rank_of_dualpipe_idles_exactly_as_stated(name, half, more, times):
     """The expression in the docstring of ``bubble_s``, rank by rank; how far the published one is from it."""
     f, b, w, pair = times
-    half = n_ranks // 2
-    run = simulate("dualpipe", chunks(n_ranks, f, b, w, pair), n_ranks, 2 * (n_ranks + more))
+    n_stages, n_ranks = 2 * half, half if name == "dualpipev" else 2 * half
+    n_micro_batches = 2 * half + more if name == "dualpipev" else 2 * (n_stages + more)
+    run = simulate(name, chunks(n_stages, f, b, w, pair), n_ranks, n_micro_batches)
     most = (half - 1) * (pair - 2 * w) + max((half - 1) * f, (half - 1) * b - f)
-    less = [max(half - 2 - min(r, n_ranks - 1 - r), 0) * (f + b + w - pair) for r in range(n_ranks)]
+    less = [max(half - 2 - min(r, n_stages - 1 - r), 0) * (f + b + w - pair) for r in range(n_ranks)]
     assert run.idle_s == pytest.approx([most - x for x in less], rel=1e-9, abs=1e-9)
-    published = schedule.bubble_s("dualpipe", n_ranks, f, b + w, w, pair)
+    published = schedule.bubble_s(name, n_ranks, f, b + w, w, pair)
     apart = min(f, (half - 1) * (b - f)) if b > f else (half - 1) * (b - f)
     assert published - most == pytest.approx(apart, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 5, 8, 12, 16])
+@pytest.mark.parametrize("turns", [2, 3, 5])
+def test_a_vee_of_equal_chunks_has_no_bubble_but_the_first_wait(n_ranks, turns):
+    """ZB-V with F = B = W: the last rank works without a break once it has its first chunk, for which it waits (P-1)F;
+    no step can be shorter. All ranks hold as much as 1F1B's first one."""
+    m = turns * n_ranks
+    run = simulate("zbv", chunks(2 * n_ranks, 1.0, 1.0, 1.0), n_ranks, m)
+    assert run.step_s == pytest.approx(n_ranks - 1 + 6 * m, rel=1e-12)
+    assert run.idle_s == pytest.approx([schedule.bubble_s("zbv", n_ranks, 1.0, 2.0, 1.0)] * n_ranks, abs=1e-9)
+    last = [span for span in run.spans if span.track == f"rank {n_ranks - 1:02d}"]
+    assert last[-1].end_s - last[0].start_s == pytest.approx(6 * m, rel=1e-12)
+    assert [sum(schedule.in_flight("zbv", rank, n_ranks, m)) for rank in range(n_ranks)] == [2 * n_ranks] * n_ranks
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 6), st.integers(0, 9), *[st.floats(0.1, 3.0)] * 2, st.floats(0.25, 2.0))
+def test_a_vee_is_made_for_its_chunk_times(n_ranks, more, f, b, share):
+    """Whatever the chunks take: within the memory of 1F1B's first rank; no longer than 1F1B over chunks twice as long,
+    if there are weight gradients to fill gaps with. The least it could be is the formula."""
+    m, w = 2 * n_ranks + more, share * max(f, b)
+    vee = simulate("zbv", chunks(2 * n_ranks, f, b, w), n_ranks, m)
+    line = simulate("1f1b", chunks(n_ranks, 2 * f, 2 * b, 2 * w), n_ranks, m)
+    assert vee.step_s <= line.step_s * (1 + 1e-9) + 1e-9
+    least = schedule.bubble_s("zbv", n_ranks, f, b + w, w)
+    assert min(vee.idle_s) >= least * (1 - 1e-9) - 1e-9
+    for program in schedule.programs("zbv", n_ranks, m, 1, chunks(2 * n_ranks, f, b, w).ratio()):
+        held = np.cumsum([(work.f >= 0) - (work.kind == "W") for work in program])
+        assert max(held) <= 2 * n_ranks
 
 
 @pytest.mark.parametrize(("name", "v"), CASES)
@@ -127,10 +200,12 @@ def test_activations_in_flight():
         assert total("gpipe", rank) == m
         assert total("1f1b", rank) == n_ranks - rank
         assert total("zb1p", rank) == n_ranks
+        assert total("zbv", rank) == 2 * n_ranks, "chunks of half a rank's layers"
         assert total("dualpipe", rank) == n_ranks + 1
+        assert total("dualpipev", rank) == 2 * n_ranks + 1, "of twice as many stages"
 
 
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb1p"])
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb1p", "zbv"])
 def test_counts_hold_for_few_micro_batches_too(name):
     """Even where there are fewer micro-batches than ranks."""
     for rank in range(5):
@@ -143,7 +218,7 @@ def test_counts_hold_for_few_micro_batches_too(name):
 def test_activations_in_flight_are_those_of_the_lists(name, v):
     """Counted along the instructions, at the moment when the rank holds most; arrays at once."""
     n_ranks = 4
-    sizes = {"interleaved": [4, 8, 20], "dualpipe": [8, 10, 24]}.get(name, [1, 2, 3, 4, 5, 11])
+    sizes = {"interleaved": [4, 8, 20], "dualpipe": [8, 10, 24], "dualpipev": [8, 9, 24]}.get(name, [1, 2, 3, 4, 5, 11])
     for rank in range(n_ranks):
         swept = schedule.in_flight(name, rank, n_ranks, np.array(sizes, dtype=float), v)
         for i, m in enumerate(sizes):
@@ -159,9 +234,9 @@ def test_activations_in_flight_are_those_of_the_lists(name, v):
 
 def test_one_rank_takes_the_sum_of_its_work():
     """Simulated = analytic where nothing waits."""
-    for name in ("gpipe", "1f1b", "zb1p"):
-        run = simulate(name, chunks(1, 1.0, 1.5, 0.7), 1, 12)
-        assert run.step_s == pytest.approx(12 * 3.2, rel=1e-12)
+    for name in ("gpipe", "1f1b", "zb1p", "zbv"):
+        run = simulate(name, chunks(2, 1.0, 1.5, 0.7), 1, 12)
+        assert run.step_s == pytest.approx(12 * 3.2 * (2 if name == "zbv" else 1), rel=1e-12)
         assert run.idle_s[0] == pytest.approx(0.0, abs=1e-12)
 
 
@@ -193,6 +268,7 @@ def test_messages_and_uneven_stages_never_help():
     ("name", "n_ranks", "m", "v", "word"),
     [
         ("dualpipe", 7, 20, 1, "even"), ("dualpipe", 8, 15, 1, "even"), ("dualpipe", 8, 14, 1, "twice as many"),
+        ("dualpipev", 8, 15, 1, "twice as many"), ("zbv", 8, 16, 2, "interleaved"), ("zbv", 8, 0, 1, "at least one"),
         ("interleaved", 8, 12, 2, "multiples"), ("1f1b", 8, 16, 2, "interleaved"), ("dualpip", 8, 16, 1, "dualpipe"),
     ],
 )  # fmt: skip
