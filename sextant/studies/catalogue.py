@@ -24,6 +24,9 @@ CHOICES = {
     "load.phase": PHASES,
     "plan.prefetch": ("none", "tokens"),
     "plan.placement.engram": ("hbm", "host"),
+    "plan.placement.optimizer": ("hbm", "host"),
+    "plan.placement.activations": ("hbm", "host"),
+    "plan.placement.ema": ("hbm", "host"),
     "model.attention": ("mla", "gqa"),
     "model.topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
 }
