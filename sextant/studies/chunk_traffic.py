@@ -1,8 +1,8 @@
 """What moves beside a pipeline's chunks: gradients and weights that ZeRO 2 and 3 shard, activations kept on the host.
 
 Each rides its own stream and starts a chunk ahead, so that a chunk takes no longer than what must move while it runs,
-unless its own work does; the first to arrive and the last to leave wait for nothing and are not counted. Messages share
-the network with the exchange of experts and follow it; copies to the host have a link of their own, in both directions.
+unless its own work does; nothing hides the first to arrive and the last to leave (``ends_s``). Messages share the
+network with the exchange of experts and follow it; copies to the host have a link of their own, in both directions.
 """
 
 from __future__ import annotations
@@ -52,6 +52,19 @@ def moved(scenario: Scenario, stages: Stages) -> Moved:
     return Moved(**phases, out=copies["d2h"], back=copies["h2d"])
 
 
+def ends_s(scenario: Scenario, stages: Stages) -> Num:
+    """Seconds of a step in which a rank waits for the weights of its first chunk, and then for the reduction of its
+    last gradients, which no chunk hides: of the rank that waits longest."""
+    if scenario.plan.zero_stage < 2:
+        return 0.0
+    moves = moved(scenario, stages)
+    waits = [
+        _longest(*(moves.forward[i] for i in held)) + _longest(*(moves.backward_weight[i] for i in held))
+        for held in stages.ranks
+    ]
+    return _longest(*waits)
+
+
 def beside(times: ChunkTimes, moves: Moved) -> ChunkTimes:
     """``times`` with chunks that last no shorter than what moves beside them; the difference is exposed."""
     own_f, own_b = times.forward_messages, times.backward_messages
@@ -59,7 +72,9 @@ def beside(times: ChunkTimes, moves: Moved) -> ChunkTimes:
     forward = [_longest(t, own + sent, out) for t, own, sent, out in zipped]
     zipped = zip(times.backward_input, own_b, moves.backward_input, moves.back, strict=True)
     inputs = [_longest(t, own + sent, back) for t, own, sent, back in zipped]
-    weights = [_longest(*each) for each in zip(times.backward_weight, moves.backward_weight, strict=True)]
+    # A reduction starts with a layer's weight gradient and ends when the network has carried all before it.
+    zipped = zip(times.backward_weight, own_b, moves.backward_input, moves.backward_weight, inputs, strict=True)
+    weights = [_longest(t, own + sent + summed - before) for t, own, sent, summed, before in zipped]
     pair: dict[tuple[int, int], Num] = {}
     for (f, b), seconds in times.pair.items():
         messages = own_f[f] + own_b[b] + moves.forward[f] + moves.backward_input[b] + moves.backward_weight[b]

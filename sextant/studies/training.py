@@ -12,7 +12,7 @@ from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
-from sextant.studies.chunk_traffic import loaded_chunk_times
+from sextant.studies.chunk_traffic import ends_s, loaded_chunk_times
 from sextant.studies.limits import plan_limits
 from sextant.studies.memory import RankMemory, memory_use, rank_memories, timelines
 from sextant.studies.stages import ChunkTimes, Stages, layouts
@@ -81,6 +81,7 @@ def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: in
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
     optimizer = _optimizer(scenario, stages, node_size)
     optimizer_s: Num = np.max(np.stack(np.broadcast_arrays(*(t.seconds() for t in optimizer))), axis=0)
+    optimizer_s = optimizer_s + ends_s(scenario, stages)
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data

@@ -22,7 +22,7 @@ ROOT = Path(sextant.__file__).parents[1]
 DECODE = "deepseek_v3_h800_decode"
 TRAINING = "deepseek_v3_h800_training"
 RUN = [sys.executable, "-c", "from sextant.studies.cli import main; main()"]
-RUN_KEYS = ["scenario", "points", "breakdown", "provenance", "published", "warnings", "versions", "seed"]
+RUN_KEYS = ["scenario", "points", "breakdown", "provenance", "published", "memory", "warnings", "versions", "seed"]
 
 
 class Ran(NamedTuple):
