@@ -147,12 +147,12 @@ def write(answer: Answer, out: str | Path) -> list[Path]:
 
 
 def _memory_files(answer: Answer, place: Path) -> list[Path]:
-    """memory.csv of every rank of one training plan, and memory_timeline.csv where the event engine played it."""
+    """memory.csv of every rank of one training plan, and memory_over_time.csv where the event engine played it."""
     records = memory_report.ranks(answer)
     files = [save(place / "memory.csv", lambda f: memory_report.write_parts(records, f))] if records else []
     if records and not simulated(answer):
         rows = memory_report.timeline(answer)
-        files.append(save(place / "memory_timeline.csv", lambda f: memory_report.write_timeline(rows, f)))
+        files.append(save(place / "memory_over_time.csv", lambda f: memory_report.write_timeline(rows, f)))
     return files
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from sextant.simulator.errors import InputError
 from sextant.simulator.types import Scenario
 from sextant.studies import memory_report, report
 from sextant.studies.answer import answer, question
@@ -67,9 +68,9 @@ def test_the_answer_is_of_the_fullest_rank(published):
 
 
 def test_files_and_json_have_every_rank(published, tmp_path):
-    """memory.csv (rank, tier, part, bytes), memory_timeline.csv and --json say the same."""
+    """memory.csv (rank, tier, part, bytes), memory_over_time.csv and --json say the same."""
     written = {path.name for path in report.write(published, tmp_path)}
-    assert {"memory.csv", "memory_timeline.csv", "memory_over_time.png"} <= written
+    assert {"memory.csv", "memory_over_time.csv", "memory_over_time.png"} <= written
     with (tmp_path / "memory.csv").open() as file:
         rows = list(csv.DictReader(file))
     records = json.loads((tmp_path / "result.json").read_text())["memory"]
@@ -77,7 +78,7 @@ def test_files_and_json_have_every_rank(published, tmp_path):
     for record in records:
         mine = {row["part"]: float(row["bytes"]) for row in rows if row["rank"] == str(record["rank"])}
         assert mine == record["hbm"] | record["host"]
-    with (tmp_path / "memory_timeline.csv").open() as file:
+    with (tmp_path / "memory_over_time.csv").open() as file:
         most = max(float(row["hbm_bytes"]) for row in csv.DictReader(file))
     assert most == pytest.approx(max(record["hbm_bytes"] for record in records), rel=1e-9)
 
@@ -171,8 +172,10 @@ def test_a_full_host_is_a_limit():
 
 
 def test_a_placement_of_nothing_is_said():
-    """A name that means nothing in the phase is a note, not silence."""
-    found = answer(question(TRAINING, [ANALYTIC, "plan.placement.engram=host"]))
+    """A name that means nothing in the phase is a note, not silence; one that means nothing at all an error."""
+    with pytest.raises(InputError, match="did you mean 'optimizer'"):
+        question(TRAINING, ["plan.placement.optimiser=host"])
+    found = answer(question("engram_h800_training", [ANALYTIC, "plan.placement.engram=host"]))
     assert any("plan.placement.engram" in note for note in found.warnings)
     decode = answer(question("deepseek_v3_h800_decode", ["plan.placement.optimizer=host"]))
     assert any("plan.placement.optimizer" in note for note in decode.warnings)
