@@ -150,7 +150,7 @@ def test_state_and_activations_on_the_host_leave_hbm_and_take_time():
     for part, names in (("ema", ["ema"]), ("optimizer", ["master", "moments"])):
         here, there = (memory_by_rank(scenario(f"plan.placement.{part}={tier}")) for tier in ("hbm", "host"))
         for near, far in zip(here, there, strict=True):
-            assert {name: near.hbm[name] for name in names} == dict(far.host)
+            assert {name: near.hbm[name] for name in names} == {name: far.host[name] for name in names}
             assert not set(names) & set(far.hbm)
     base, away = columns(), columns("plan.placement.optimizer=host")
     assert away["optimizer_s"] > base["optimizer_s"]
