@@ -10,8 +10,18 @@ from numpy.typing import NDArray
 
 from sextant.simulator.types import Device, Num
 
-#: What a framework, its communication buffers and fragmentation take beside tensors; assumed, no publication says.
+#: What a framework, its communication buffers and fragmentation take beside tensors while serving; assumed, no
+#: publication says.
 RESERVED_BYTES = 3.0e9
+
+#: CUDA's context and the code of the libraries, in training, whose buffers are counted one by one: 1.06 GB on an H100
+#: beside what the framework allocated, before NCCL connected its channels (NVIDIA/nccl issue 1685).
+CONTEXT_BYTES = 1.06e9
+
+#: What an allocator loses between tensors that come and go, as a share of them; assumed. Training repeats one pattern,
+#: for which planned allocation loses next to nothing, while online caching has been seen to lose up to 43%
+#: (arXiv:2507.16274).
+FRAGMENTATION_SHARE = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,7 +212,7 @@ class Plan:
     recompute: tuple[str, ...] = ()
     overlap: str = "none"
     n_comm_sms: Num = 0.0
-    zero_stage: Num = 1.0
+    zero_stage: float = 1.0
     formats: str = "bf16"
     redundant_experts: Num = 0.0
     layers_per_stage: tuple[float, ...] = ()

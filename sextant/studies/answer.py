@@ -155,15 +155,28 @@ def _ignored(scenario: Scenario) -> list[str]:
         f"load.routing: {load.routing} without routed experts": load.routing != "balanced"
         and bool(np.all(np.asarray(scenario.model.n_routed_experts) == 0)),
         "load.expert_tokens, which need load.routing: counts": bool(load.expert_tokens) and load.routing != "counts",
-        "plan.placement and plan.prefetch, which are about Engram tables while serving": (
-            bool(plan.placement) or plan.prefetch != "none"
-        )
-        and (training or not scenario.model.engram_layers or load.phase == "image_generation"),
+        **_misplaced(scenario),
+        "plan.prefetch, which is about Engram tables while serving": plan.prefetch != "none" and not _fetches(scenario),
         "plan.prefetch: the tables lie in HBM": plan.prefetch != "none" and plan.placement.get("engram") != "host",
-        "plan.zero_stage in times, which are those of ZeRO 1": training
-        and bool(np.any(np.asarray(plan.zero_stage) != 1)),
     }
     return [f"not used: {text}" for text, hit in unused.items() if hit]
+
+
+def _fetches(scenario: Scenario) -> bool:
+    """Whether a phase reads Engram tables that may lie anywhere."""
+    return bool(scenario.model.engram_layers) and scenario.load.phase not in ("training", "image_generation")
+
+
+def _misplaced(scenario: Scenario) -> dict[str, bool]:
+    """What ``plan.placement`` names and the phase does not have."""
+    training = scenario.load.phase == "training"
+    known = {"engram": _fetches(scenario), **dict.fromkeys(("optimizer", "activations", "ema"), training)}
+    where = {"engram": "is about Engram tables while serving"}
+    return {
+        f"plan.placement.{part}, which {where.get(part, 'is about training' if part in known else 'names nothing')}":
+        not known.get(part, False)
+        for part in scenario.plan.placement
+    }  # fmt: skip
 
 
 def _bounded(found: Result, scenario: Scenario) -> Result:

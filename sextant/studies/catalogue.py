@@ -25,6 +25,9 @@ CHOICES = {
     "load.phase": PHASES,
     "plan.prefetch": ("none", "tokens"),
     "plan.placement.engram": ("hbm", "host"),
+    "plan.placement.optimizer": ("hbm", "host"),
+    "plan.placement.activations": ("hbm", "host"),
+    "plan.placement.ema": ("hbm", "host"),
     "model.attention": ("mla", "gqa"),
     "model.topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
 }
@@ -34,7 +37,7 @@ STRUCTURAL = frozenset(
     {
         "model.num_hidden_layers", "model.first_k_dense_replace", "model.num_nextn_predict_layers", "model.q_lora_rank",
         "model.n_group", "model.n_shared_experts", "model.n_streams",
-        "plan.pipeline", "plan.virtual_stages",
+        "plan.pipeline", "plan.virtual_stages", "plan.zero_stage",
     }
 )  # fmt: skip
 

@@ -73,13 +73,13 @@ class Field:
 def find(record: Any, path: str, within: str = "") -> Field:
     """The field at dotted ``path`` of ``record``, called ``within.path`` in full; InputError offers the nearest names.
 
-    An empty mapping is open: any key may be set in it. A key of a mapping takes its unit from the mapping's own field
-    (``peak_flops_per_s.bf16``) unless its name ends in a unit itself.
+    A mapping is open, so that any key may be set in it, where it is empty or holds texts. A key of a mapping takes its
+    unit from the mapping's own field (``peak_flops_per_s.bf16``) unless its name ends in a unit itself.
     """
     holder, hint, name, full = record, Any, "", within
     for key in path.split("."):
         known = paths.names(holder)
-        if key in known or (isinstance(holder, Mapping) and not holder and hint is not Any):
+        if key in known or (isinstance(holder, Mapping) and hint is not Any and (not holder or _element(hint) is str)):
             hint = _hints(type(holder)).get(key, Any) if is_dataclass(holder) else _element(hint)
             if is_dataclass(holder) or units.dimension(key) or not units.dimension(name):
                 name = key

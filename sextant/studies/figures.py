@@ -12,7 +12,7 @@ import numpy as np
 
 from sextant.simulator.types import BOUNDS
 from sextant.simulator.units import dimension, show
-from sextant.studies import metrics
+from sextant.studies import memory_report, metrics
 from sextant.studies.axes import is_numeric
 from sextant.studies.files import save
 from sextant.studies.pipeline_figure import pipeline
@@ -25,7 +25,21 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "sextant", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "figure.dpi": 150, "savefig.bbox": "tight", "svg.fonttype": "path", "text.parse_math": False,
 }  # fmt: skip
-_COLOURS = ("#2f6690", "#81a4cd", "#d9a441", "#b5493c", "#7d9d74", "#6f5c8a", "#a8a29a", "#444444")
+_COLOURS = (
+    "#2f6690",
+    "#81a4cd",
+    "#d9a441",
+    "#b5493c",
+    "#7d9d74",
+    "#6f5c8a",
+    "#a8a29a",
+    "#444444",
+    "#4f9d9b",
+    "#c98bb9",
+    "#8c6d46",
+    "#b9c46a",
+    "#d97b5a",
+)
 _STEP_PARTS = (
     "forward_s", "backward_input_s", "backward_weight_s", "forward_backward_s", "bubble_s", "optimizer_s",
 )  # fmt: skip
@@ -75,6 +89,7 @@ def _figures(answer: Answer):
         yield "step", step(answer)
     if not simulated(answer):
         yield "pipeline", pipeline(answer)
+        yield "memory_over_time", memory_report.figure(answer)
     if answer.result.breakdown:
         yield "operators", operators(answer)
     yield "memory", memory(answer)

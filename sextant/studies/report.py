@@ -16,7 +16,7 @@ import numpy as np
 import sextant
 from sextant.simulator.errors import InputError
 from sextant.simulator.types import Result
-from sextant.studies import axes, metrics, solve
+from sextant.studies import axes, memory_report, metrics, solve
 from sextant.studies.equations import equation
 from sextant.studies.files import folder, save
 from sextant.studies.scenario import Question
@@ -103,9 +103,11 @@ def changed(answer: Answer) -> list[str]:
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
-    """The contract of ``run --json``: {scenario, points, breakdown, provenance, published, warnings, versions, seed}.
+    """The contract of ``run --json``: {scenario, points, breakdown, provenance, published, memory, warnings, versions,
+    seed}.
 
-    ``published`` compares a single point with the figures that its scenario names, and is empty for a sweep.
+    ``published`` compares a single point with the figures that its scenario names, ``memory`` has every rank of a
+    single training plan (``memory_report.ranks``); both are empty for a sweep.
     """
     result, scenario = answer.result, answer.question.scenario
     swept = answer.axis_values()
@@ -120,6 +122,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return {
         "scenario": scenario.name, "points": points, "breakdown": result.breakdown, "provenance": result.provenance,
         "published": [_pair(pair) for pair in comparisons(answer).values()] if answer.n_points == 1 else [],
+        "memory": memory_report.ranks(answer),
         "warnings": list(result.warnings), "versions": versions(), "seed": scenario.seed,
     }  # fmt: skip
 
@@ -130,7 +133,8 @@ def versions() -> dict[str, str]:
 
 
 def write(answer: Answer, out: str | Path) -> list[Path]:
-    """Results of ``answer`` in folder ``out``: points.csv, result.json, breakdown.csv, figures; returns the files."""
+    """Results of ``answer`` in folder ``out``: points.csv, result.json, breakdown.csv, memory.csv, figures; returns the
+    files."""
     from sextant.studies import figures
 
     place = folder(out)
@@ -140,7 +144,17 @@ def write(answer: Answer, out: str | Path) -> list[Path]:
     ]
     if answer.result.breakdown:
         files.append(save(place / "breakdown.csv", lambda f: _breakdown_csv(answer.result.breakdown, f)))
-    return files + figures.draw(answer, place)
+    return files + _memory_files(answer, place) + figures.draw(answer, place)
+
+
+def _memory_files(answer: Answer, place: Path) -> list[Path]:
+    """memory.csv of every rank of one training plan, and memory_over_time.csv where the event engine played it."""
+    records = memory_report.ranks(answer)
+    files = [save(place / "memory.csv", lambda f: memory_report.write_parts(records, f))] if records else []
+    if records and not simulated(answer):
+        rows = memory_report.timeline(answer)
+        files.append(save(place / "memory_over_time.csv", lambda f: memory_report.write_timeline(rows, f)))
+    return files
 
 
 def write_trace(answer: Answer, out: str | Path) -> Path:

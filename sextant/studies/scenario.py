@@ -155,6 +155,10 @@ def _base(path: str, name: Any, catalogue: Catalogue) -> Any:
 def _field(records: Mapping[str, Any], path: str, catalogue: Catalogue) -> Field:
     top, _, rest = path.partition(".")
     field = find(records[top], rest, top)
+    parent, _, key = path.rpartition(".")
+    siblings = [known.rpartition(".")[2] for known in catalogue.choices if known.rpartition(".")[0] == parent]
+    if siblings and key not in siblings and parent.count(".") and isinstance(paths.get(records, parent), Mapping):
+        raise InputError(f"{parent!r} has no field {key!r}; {nearest(key, siblings)}")
     choices = _PHASES if path == "load.phase" else catalogue.choices.get(path, ())
     return replace(field, choices=tuple(choices)) if choices else field
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
-from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.evaluate import TimedStep, in_line_s, interval, provenance_shares, time_ops
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
@@ -15,9 +14,11 @@ from sextant.simulator.trace import Counter
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
 from sextant.studies import played
 from sextant.studies.breakdown import breakdown
+from sextant.studies.chunk_traffic import ends_s, loaded_chunk_times
 from sextant.studies.limits import plan_limits
+from sextant.studies.memory import RankMemory, memory_use, rank_memories, timelines
 from sextant.studies.played import pick
-from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
@@ -42,7 +43,7 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
     """What every rank of the pipeline does and when, of a training scenario of one point, by the event engine."""
     plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     stages = layout(scenario, timed, 1)
-    chunks = chunk_times(scenario, timed, stages)
+    chunks = loaded_chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     each = played.point(plan, chunks, micro_batches, _send_s(scenario), 0)
     return played.slowest_replica(scenario, stages, each) if scenario.cluster.varies else each.run()
@@ -53,10 +54,24 @@ def pipeline_counters(scenario: Scenario, run: pipeline.PipelineRun) -> list[Cou
     plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     stages = layout(scenario, timed, 1)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    each = played.point(plan, chunk_times(scenario, timed, stages), micro_batches, _send_s(scenario), 0)
+    each = played.point(plan, loaded_chunk_times(scenario, timed, stages), micro_batches, _send_s(scenario), 0)
     kept = residency.activation_bytes(scenario.model, plan, load)
     held = [pick(sum((kept[part] for part in chunk), 0.0), 0) for chunk in stages.at(0).chunks]
     return played.counters(each, run, held, pick(_send_bytes(scenario), 0))
+
+
+def memory_by_rank(scenario: Scenario) -> list[RankMemory]:
+    """Memory of every rank of a training scenario of one point, by part."""
+    timed = timed_step(scenario)
+    stages = layout(scenario, timed, 1).at(0)
+    return rank_memories(scenario, stages, timed.step)
+
+
+def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]]]:
+    """Per rank ``(start_s, end_s, bytes)`` of the HBM in use at every instruction of a training scenario, one point."""
+    timed = timed_step(scenario)
+    stages = layout(scenario, timed, 1).at(0)
+    return timelines(scenario, stages, timed.step, pipeline_run(scenario))
 
 
 def timed_step(scenario: Scenario) -> TimedStep:
@@ -74,7 +89,7 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    chunks = chunk_times(scenario, timed, stages)
+    chunks = loaded_chunk_times(scenario, timed, stages)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
     if scenario.cluster.varies:
@@ -82,20 +97,22 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
         run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
-    optimizer_s = np.max(_optimizer(scenario, stages, node_size).seconds(), axis=0)
+    optimizer_s = np.max(_optimizer(scenario, stages, node_size).seconds(), axis=0) + ends_s(scenario, stages)
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
-    memory = memory_use(scenario, stages)
+    memory = memory_use(scenario, stages, timed.step)
     columns = {
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
         **{name: value for name, value in run.items() if name != "pipeline_s"},
-        "optimizer_s": optimizer_s, **_rates(scenario, step_s, used), "hbm_bytes": memory.used_bytes,
-        "hbm_free_bytes": memory.free_bytes, **{f"hbm_{p}_bytes": b for p, b in memory.parts.items()},
+        "optimizer_s": optimizer_s, **_rates(scenario, step_s, used), "hbm_bytes": memory.hbm.used_bytes,
+        "hbm_free_bytes": memory.hbm.free_bytes, **{f"hbm_{p}_bytes": b for p, b in memory.hbm.parts.items()},
+        "fullest_rank": memory.rank, **({"host_bytes": memory.host.used_bytes} if memory.host.parts else {}),
     }  # fmt: skip
     reasons: Mapping[str, Flag] = {
         **plan_limits(scenario),
-        "hbm: weights, optimizer state and activations do not fit": ~memory.fits,
+        "hbm: weights, optimizer state and activations do not fit": ~memory.hbm.fits,
+        "host: what plan.placement puts there does not fit": ~memory.host.fits,
     }  # fmt: skip
     average = {part: n / plan.pipeline for part, n in layers.items()}
     return result(
@@ -244,41 +261,6 @@ def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:
         "usd_per_trillion_tokens": cost.usd(per_trillion, used, cluster),
         "usd_per_million_tokens": cost.usd(per_trillion, used, cluster) / 1e6,
     }  # fmt: skip
-
-
-def memory_use(scenario: Scenario, stages: Stages | Layouts) -> Capacity:
-    """HBM of the fullest rank: state of its layers, and the activations of the micro-batches it has in flight."""
-    model, plan, load = scenario.model, scenario.plan, scenario.load
-    micro_batches = load.batch / (plan.data * plan.micro_batch)
-    state = residency.state_bytes(model, plan)
-    kept = residency.activation_bytes(model, plan, load)
-    layers = parameters.layer_counts(model)
-    tables = residency.table_bytes(model, plan, load.phase, 1.0)
-    uses: list[dict[str, Num]] = []
-    for rank, held in enumerate(stages.ranks):
-        parts: dict[str, Num] = {}
-        for part, n in stages.layers(rank).items():
-            for name, size in state[part].items():
-                parts[name] = parts.get(name, 0.0) + n * size
-        if "engram" in layers:
-            parts["engram_tables"] = tables["hbm"]
-        live = schedule.in_flight(plan.schedule, rank, int(plan.pipeline), micro_batches, int(plan.virtual_stages))
-        parts["activations"] = stages.pick(
-            lambda each, held=held: tuple(each.chunks[stage] for stage in held),
-            lambda chunks, live=live: sum(
-                (n * kept[part] for n, c in zip(live, chunks, strict=True) for part in c), 0.0
-            ),
-        )
-        uses.append(parts)
-    totals = np.stack(np.broadcast_arrays(*(sum(parts.values(), 0.0) for parts in uses)))
-    fullest = np.argmax(totals, axis=0)
-    worst = {name: _choose([parts[name] for parts in uses], fullest) for name in uses[0]}
-    return capacity(scenario.cluster.device, "hbm", worst)
-
-
-def _choose(values: list[Num], index: np.ndarray) -> Num:
-    stack = np.stack(np.broadcast_arrays(*values, np.zeros(index.shape))[:-1])
-    return np.take_along_axis(stack, index[None, ...], axis=0)[0] if index.ndim else stack[int(index)]
 
 
 def _warnings(scenario: Scenario) -> list[str]:

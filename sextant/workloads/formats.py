@@ -10,7 +10,9 @@ from sextant.simulator.errors import InputError, nearest
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Formats by role. ``saved`` is what activations that a weight gradient needs are kept in until the backward pass;
-    ``saved_attention`` the attention output, which DeepSeek-V3 keeps in E5M6 for precision."""
+    ``saved_attention`` the attention output, which DeepSeek-V3 keeps in E5M6 for precision. ``weight_bytes`` is what a
+    weight takes where it travels and in an operator that is not quantised; in one that is, training keeps
+    ``weight_layouts`` copies in ``linear``, one for each product that reads it along another dimension."""
 
     linear: str
     attention: str
@@ -24,6 +26,7 @@ class Recipe:
     master_bytes: float
     moment_bytes: float
     source: str
+    weight_layouts: float = 0.0
 
     @property
     def quantised(self) -> bool:
@@ -41,7 +44,9 @@ RECIPES = {
         linear="fp8_block", attention="bf16", head="bf16", dispatch="fp8_block", combine="bf16", saved="fp8_block",
         saved_attention="e5m6", weight_bytes=2.0, gradient_bytes=4.0, master_bytes=4.0, moment_bytes=4.0,
         source="DeepSeek-V3 report arXiv:2412.19437 s3.3: FP8 linears, BF16 attention and head, FP8 dispatch, "
-        "BF16 combine, FP32 master and gradients, BF16 moments",
+        "BF16 combine, FP32 master and gradients, BF16 moments; forward and input-gradient products read the weight "
+        "along different dimensions",
+        weight_layouts=2.0,
     ),
 }  # fmt: skip
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
 import numpy as np
 
 from sextant.simulator.kernels import BYTES
 from sextant.simulator.types import Load, Num, Plan
+from sextant.workloads.activations import attention_tensors, mlp_tensors
 from sextant.workloads.formats import Recipe, recipe
 from sextant.workloads.ops import engram, hyperconnection
 from sextant.workloads.parameters import has_streams, kv_bytes_per_token, layer_counts, layer_parameters
@@ -17,6 +21,9 @@ _REPLICATED = ("norm", "router", "mtp_norm", "hyper_connection", "engram_gate")
 
 #: Parts that every tensor rank holds whole: they are small beside the language model.
 _WHOLE = ("vision", "generation")
+
+#: Parts that no recipe quantises.
+_SIXTEEN_BITS = ("embedding", "head", "vision", "generation", "engram")
 
 #: Bytes per weight where they differ from those of an activation: one FP32 scale per 128 x 128 block, not per 1 x 128
 #: tile (DeepSeek-V3 report arXiv:2412.19437 s3.3.2).
@@ -54,35 +61,67 @@ def replicas(plan: Plan) -> dict[str, Num]:
     }
 
 
+def linear_parameters(model, plan: Plan) -> dict[str, dict[str, Num]]:
+    """Of ``device_parameters`` those that products in the recipe's ``linear`` format read."""
+    sizes = device_parameters(model, plan)
+    pieces = layer_parameters(model)
+    linear: dict[str, dict[str, Num]] = {}
+    for part, groups in sizes.items():
+        if part in _SIXTEEN_BITS:
+            linear[part] = {group: 0.0 * n for group, n in groups.items()}
+        else:
+            rest = sum((size for piece, size in pieces[part].items() if piece in _REPLICATED), 0.0)
+            linear[part] = {**groups, "dense": groups["dense"] - rest}
+    return linear
+
+
 def state_bytes(model, plan: Plan) -> dict[str, dict[str, Num]]:
     """Training state of one occurrence of each part on one device: weights, gradients, master, moments, in bytes.
 
-    ZeRO 1 shards master weights and moments over the replicas, 2 gradients as well, 3 weights too.
+    A weight lies there as operators read it: of a quantised product in ``weight_layouts`` copies (``fp8_weights``),
+    else in ``weight_bytes`` (``weights``); master weights are the only other copy. ``ema`` is a moving average beside
+    the master weights, where ``placement`` says where it lies. ZeRO 1 shards master weights, moments and averages over
+    the replicas, 2 gradients as well, 3 weights too.
     """
     kind, copies = recipe(plan.formats), replicas(plan)
-    per = {
-        "weights": (kind.weight_bytes, 3.0), "gradients": (kind.gradient_bytes, 2.0),
-        "master": (kind.master_bytes, 1.0), "moments": (kind.moment_bytes, 1.0),
-    }  # fmt: skip
+    held, linear = device_parameters(model, plan), linear_parameters(model, plan)
+    quantised = kind.weight_layouts * _WEIGHT_BYTES.get(kind.linear, BYTES[kind.linear])
+    per = {"gradients": (kind.gradient_bytes, 2.0), "master": (kind.master_bytes, 1.0),
+           "moments": (kind.moment_bytes, 1.0)}  # fmt: skip
+    if "ema" in plan.placement:
+        per["ema"] = (kind.master_bytes, 1.0)
     parts: dict[str, dict[str, Num]] = {}
-    for part, sizes in device_parameters(model, plan).items():
-        parts[part] = {}
+    for part, sizes in held.items():
+        split = linear[part] if kind.weight_layouts else {group: 0.0 for group in sizes}
+        kept = {group: n - split[group] for group, n in sizes.items()}
+        parts[part] = {"weights": _over(kept, kind.weight_bytes, copies if plan.zero_stage >= 3 else {})}
+        if kind.weight_layouts:
+            parts[part]["fp8_weights"] = _over(split, quantised, copies if plan.zero_stage >= 3 else {})
         for name, (element_bytes, from_stage) in per.items():
-            total: Num = 0.0
-            for group, n in sizes.items():
-                shared = np.where(np.asarray(plan.zero_stage) >= from_stage, copies[group], 1.0)[()]
-                total = total + n * element_bytes / shared
-            parts[part][name] = total
+            parts[part][name] = _over(sizes, element_bytes, copies if plan.zero_stage >= from_stage else {})
     return parts
+
+
+def gathered_bytes(model, plan: Plan, parts: Iterable[str]) -> Num:
+    """What ZeRO 2 and 3 hold of a layer whole while they work on it: its gradients until they are reduced, and under 3
+    its weights and those of the next one, gathered ahead. Of the largest of ``parts``."""
+    whole = state_bytes(model, replace(plan, zero_stage=0.0))
+    layers = [whole[part] for part in parts]
+    gradients = [each["gradients"] for each in layers] if plan.zero_stage >= 2 else []
+    weights = [2.0 * (e["weights"] + e.get("fp8_weights", 0.0)) for e in layers] if plan.zero_stage >= 3 else []
+    return sum((np.max(np.stack(np.broadcast_arrays(*each)), axis=0)[()] for each in (gradients, weights) if each), 0.0)
+
+
+def _over(sizes: Mapping[str, Num], element_bytes: float, copies: Mapping[str, Num]) -> Num:
+    return sum((n * element_bytes / copies.get(group, 1.0) for group, n in sizes.items()), 0.0)
 
 
 def weight_bytes(model, plan: Plan) -> dict[str, Num]:
     """Serving weights of one occurrence of each part on one device: linears in the recipe's format, the rest BF16."""
     kind = recipe(plan.formats)
     element = _WEIGHT_BYTES.get(kind.linear, BYTES[kind.linear])
-    kept = ("embedding", "head", "vision", "generation", "engram")
     return {
-        part: sizes["expert"] * element + sizes["dense"] * (2.0 if part in kept else element)
+        part: sizes["expert"] * element + sizes["dense"] * (2.0 if part in _SIXTEEN_BITS else element)
         for part, sizes in device_parameters(model, plan).items()
     }
 
@@ -167,9 +206,12 @@ def cache_bytes(model, plan: Plan, load: Load) -> Num:
 def _attention_bytes(model, kind: Recipe, recompute: tuple[str, ...]) -> Num:
     heads, saved = model.num_attention_heads, BYTES[kind.saved]
     if model.attention == "gqa":
-        width = (heads + 2 * model.num_key_value_heads) * model.head_dim
         inputs = 0.0 if _norm_again(recompute) else saved * model.hidden_size
-        return inputs + 2.0 * width + BYTES[kind.saved_attention] * heads * model.head_dim + 4.0 * heads
+        tensors = attention_tensors(
+            heads=heads, kv_heads=model.num_key_value_heads, head_dim=model.head_dim, input_bytes=inputs,
+            output_element_bytes=BYTES[kind.saved_attention],
+        )  # fmt: skip
+        return sum(tensors.values(), 0.0)
     latent = 2.0 * (model.q_lora_rank + model.kv_lora_rank + model.qk_rope_head_dim)
     dim = model.qk_nope_head_dim + model.qk_rope_head_dim
     expanded = 0.0 if "mla_up" in recompute else 2.0 * heads * (2 * dim + model.v_head_dim)
@@ -186,8 +228,9 @@ def _norm_again(recompute: tuple[str, ...]) -> bool:
 
 
 def _gated_bytes(kind: Recipe, plan: Plan, width: Num, input_bytes: Num) -> Num:
-    product = 0.0 if "swiglu" in plan.recompute else BYTES[kind.saved] * width
-    return input_bytes + BYTES[kind.saved] * 2.0 * width + product
+    made = "swiglu" in plan.recompute
+    tensors = mlp_tensors(width=width, input_bytes=input_bytes, element_bytes=BYTES[kind.saved], recomputed=made)
+    return sum(tensors.values(), 0.0)
 
 
 def _expert_bytes(model, kind: Recipe, plan: Plan) -> Num:

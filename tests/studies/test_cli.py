@@ -22,7 +22,7 @@ ROOT = Path(sextant.__file__).parents[1]
 DECODE = "deepseek_v3_h800_decode"
 TRAINING = "deepseek_v3_h800_training"
 RUN = [sys.executable, "-c", "from sextant.studies.cli import main; main()"]
-RUN_KEYS = ["scenario", "points", "breakdown", "provenance", "published", "warnings", "versions", "seed"]
+RUN_KEYS = ["scenario", "points", "breakdown", "provenance", "published", "memory", "warnings", "versions", "seed"]
 
 
 class Ran(NamedTuple):
@@ -234,7 +234,7 @@ def test_the_short_table_fits_a_terminal(
     ran = sx("run", scenario, "--out", str(tmp_path / "out"))
     lines = ran.out.splitlines()
     assert ran.code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 100
-    assert "feasible" in lines[-3:] and "results: " in ran.out
+    assert "feasible" in lines[-4:] and "results: " in ran.out
     text = ran.out
     wanted = {
         TRAINING: ("step ", "1F:", "1B:", "1W:", "1F1B:", "bubble", "optimizer", "MFU, causal", "MFU, non-causal",

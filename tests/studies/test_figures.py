@@ -38,7 +38,9 @@ def labels(figure) -> list[str]:
 
 
 def test_what_is_drawn_for_what(training: Answer, tmp_path: Path) -> None:
-    assert {p.stem for p in figures.draw(training, tmp_path)} == {"step", "pipeline", "operators", "memory"}
+    assert {p.stem for p in figures.draw(training, tmp_path)} == {
+        "step", "pipeline", "operators", "memory", "memory_over_time",
+    }  # fmt: skip
     assert {p.stem for p in figures.draw(answered(DECODE), tmp_path)} == {"operators", "memory"}
     assert {p.stem for p in figures.draw(answered(DECODE, "axes.load.batch=[1,2]"), tmp_path)} == {"curve"}
     assert figures.draw(answered(DECODE, "axes.plan.overlap=[none,two_batch]"), tmp_path) == []

@@ -52,17 +52,46 @@ def test_zero_shards_one_kind_after_the_other(formats, schedule):
     sizes, copies = residency.device_parameters(V3, plan), residency.replicas(plan)
     twice = 2.0 if schedule == "dualpipe" else 1.0
     assert copies == {"dense": 128.0 * twice, "expert": 2.0 * twice}
-    elements = {
-        "weights": kind.weight_bytes, "gradients": kind.gradient_bytes, "master": kind.master_bytes,
-        "moments": kind.moment_bytes,
-    }  # fmt: skip
-    sharded = {0.0: (), 1.0: ("master", "moments"), 2.0: ("master", "moments", "gradients"), 3.0: tuple(elements)}
+    elements = {"gradients": kind.gradient_bytes, "master": kind.master_bytes, "moments": kind.moment_bytes}
+    sharded = {0.0: (), 1.0: ("master", "moments"), 2.0: tuple(elements), 3.0: tuple(elements)}
+    whole = residency.state_bytes(V3, replace(plan, zero_stage=0.0))
     for stage, names in sharded.items():
         state = residency.state_bytes(V3, replace(plan, zero_stage=stage))
         for part, groups in sizes.items():
             for name, size in elements.items():
                 expected = sum(n * size / (copies[g] if name in names else 1.0) for g, n in groups.items())
                 assert state[part][name] == pytest.approx(expected, rel=1e-12), (stage, part, name)
+            for name in {"weights", "fp8_weights"} & set(state[part]):
+                if stage < 3.0:
+                    assert state[part][name] == whole[part][name]
+                else:
+                    assert state[part][name] <= whole[part][name] / min(copies.values()) * (1 + 1e-12)
+
+
+def test_weights_lie_there_as_operators_read_them():
+    """FP8 products read two layouts of a byte and a scale per 128 x 128 block; norms, router, embedding, head BF16."""
+    plan = Plan(data=128.0, expert=64.0, formats="fp8")
+    state, held = residency.state_bytes(V3, plan), residency.device_parameters(V3, plan)
+    pieces = parameters.layer_parameters(V3)["moe_layer"]
+    rest = pieces["norm"] + pieces["router"]
+    linear = sum(held["moe_layer"].values()) - rest
+    assert state["moe_layer"]["weights"] == pytest.approx(2.0 * rest, rel=1e-12)
+    assert state["moe_layer"]["fp8_weights"] == pytest.approx(2.0 * linear * (1 + 4 / 128**2), rel=1e-12)
+    assert state["head"]["fp8_weights"] == 0
+    assert state["head"]["weights"] == 2.0 * sum(held["head"].values())
+    bf16 = residency.state_bytes(V3, replace(plan, formats="bf16"))["moe_layer"]
+    assert "fp8_weights" not in bf16
+    assert bf16["weights"] == 2.0 * sum(held["moe_layer"].values())
+
+
+def test_what_is_gathered_is_whole():
+    """ZeRO 2 holds the gradients of the largest layer whole, ZeRO 3 its weights and the next one's as well."""
+    plan = Plan(data=128.0, expert=64.0)
+    whole = residency.state_bytes(V3, replace(plan, zero_stage=0.0))
+    layers = ("dense_layer", "moe_layer")
+    sizes = [residency.gathered_bytes(V3, replace(plan, zero_stage=stage), layers) for stage in (0.0, 1.0, 2.0, 3.0)]
+    gradients, weights = (max(whole[part][name] for part in layers) for name in ("gradients", "weights"))
+    assert sizes == [0.0, 0.0, gradients, gradients + 2.0 * weights]
 
 
 def test_optimizer_state_is_conserved_over_all_devices():

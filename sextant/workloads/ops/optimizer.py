@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,23 +12,21 @@ from sextant.simulator.types import Num, Op, Plan, Step
 from sextant.workloads.formats import Recipe, recipe
 from sextant.workloads.ops import engram
 from sextant.workloads.ops.memory import Place, moved
-from sextant.workloads.residency import device_parameters, replicas
+from sextant.workloads.residency import device_parameters, linear_parameters, replicas
 
 
 def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num) -> Step:
     """Operators of the optimizer on a device that holds ``layers`` occurrences of each part.
 
-    Gradients travel in the recipe's gradient format, weights in its weight format, both once over every group of
-    replicas (ZeRO 1: reduce-scatter, update the share, all-gather). Replicas of dense parameters lie one
-    tensor-parallel group apart, those of an expert one expert-parallel group, and fill nodes as far as that allows.
+    Gradients travel in the recipe's gradient format, weights in its weight format, once over every group of replicas:
+    under ZeRO 1 gradients are reduced and scattered, each device updates its share, and weights are gathered. Without
+    ZeRO (0) gradients are summed for all, and every device updates everything; under 2 gradients came with every
+    micro-batch, and under 3 weights do so too (``chunk_messages``).
     """
-    kind, copies, sizes = recipe(plan.formats), replicas(plan), device_parameters(model, plan)
+    kind = recipe(plan.formats)
     ops: list[Op] = []
-    apart = {"dense": plan.tensor, "expert": plan.expert}
-    for group in ("dense", "expert"):
-        n = sum((count * sizes[part][group] for part, count in layers.items()), 0.0)
-        near = np.maximum(node_size / apart[group], 1.0)
-        ops += _group(group, kind, n, copies[group], near)
+    for group, n, n_replicas, near in groups(model, plan, layers, node_size):
+        ops += _group(group, kind, plan, n, n_replicas, near)
     if "engram" in layers:
         ops.append(_tables(kind, layers["engram"] * engram.table_parameters(model), plan))
     return Step(phase="optimizer", ops=tuple(ops), n_tokens=0.0, layers={"optimizer": 1.0})
@@ -46,29 +44,93 @@ def _tables(kind: Recipe, n: Num, plan: Plan) -> Op:
     return replace(update, count=np.where(np.asarray(n) > 0, update.count, 0.0)[()])
 
 
-def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Num) -> list[Op]:
+def _group(name: str, kind: Recipe, plan: Plan, n: Num, n_replicas: Num, n_gpus_per_node: Num) -> list[Op]:
     """Operators for ``n`` parameters of this device that ``n_replicas`` devices share."""
-    place = Place(part="optimizer", block=name)
-    share = n / n_replicas
-    read = share * (kind.master_bytes + kind.moment_bytes + kind.gradient_bytes)
-    write = share * (kind.master_bytes + kind.moment_bytes + kind.weight_bytes)
-    ops = [
-        _collective(f"{name}_gradients", "reduce_scatter", n * kind.gradient_bytes, n_replicas, n_gpus_per_node),
-        _collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node),
-        moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", ()),
-        moved(f"{name}_adamw", place, read, write, "optimizer", (), "adam"),
-        moved(f"{name}_gradient_reset", place, 0.0 * n, n * kind.gradient_bytes, "optimizer", ()),
-    ]
+    place, stage = Place(part="optimizer", block=name), plan.zero_stage
+    share = n / n_replicas if stage >= 1 else n
+    ops: list[Op] = []
+    if stage < 2:
+        variant = "reduce_scatter" if stage >= 1 else "all_reduce"
+        ops.append(collective(f"{name}_gradients", variant, n * kind.gradient_bytes, n_replicas, n_gpus_per_node))
+    ops.append(moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", ()))
+    ops += _update(name, kind, plan, place, share)
+    if plan.placement.get("ema", "host") == "hbm":
+        # On the host the average follows while the next step runs (DeepSeek-V3 report s3.2.3).
+        size = share * kind.master_bytes
+        ops.append(moved(f"{name}_ema", place, 2.0 * size, size, "optimizer", ()))
+    if stage >= 1 and stage < 3:
+        ops.append(collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node))
+    summed, cast = (n if stage < 2 else share), (n if stage < 3 else share)
+    ops.append(moved(f"{name}_gradient_reset", place, 0.0 * n, summed * kind.gradient_bytes, "optimizer", ()))
     if kind.quantised:
-        # FP8 copies of the weights in both layouts, made once per step: rows for the forward, columns for the backward.
-        size = 2.0 * n * BYTES[kind.linear]
-        ops.append(moved(f"{name}_weight_cast", place, n * kind.weight_bytes, size, "optimizer", ()))
+        # FP8 copies of the weights in every layout, made once per step: rows for the forward, columns for the backward.
+        size = kind.weight_layouts * cast * BYTES[kind.linear]
+        ops.append(moved(f"{name}_weight_cast", place, cast * kind.weight_bytes, size, "optimizer", ()))
     return ops
 
 
-def _collective(name: str, variant: str, size: Num, n_gpus: Num, n_gpus_per_node: Num) -> Op:
+def _update(name: str, kind: Recipe, plan: Plan, place: Place, share: Num) -> list[Op]:
+    """AdamW on ``share`` parameters: by this device, or with ``placement: {optimizer: host}`` by its host, to which
+    gradients are copied and from which weights come back, all in turn."""
+    state = share * (kind.master_bytes + kind.moment_bytes)
+    gradients, weights = share * kind.gradient_bytes, share * kind.weight_bytes
+    if plan.placement.get("optimizer", "hbm") != "host":
+        return [moved(f"{name}_adamw", place, state + gradients, state + weights, "optimizer", (), "adam")]
+    shape = {"read_bytes": state + gradients, "write_bytes": state + weights}
+    return [
+        _copied(f"{name}_gradients_out", "d2h", gradients, name),
+        operator("host_update", f"{name}_host_adamw", "fp32", shape, part="optimizer", block=name, phase="optimizer"),
+        _copied(f"{name}_weights_back", "h2d", weights, name),
+    ]
+
+
+def _copied(name: str, direction: str, size: Num, block: str) -> Op:
+    return operator(
+        "host_copy", name, "bf16", {"bytes": size}, variant=direction, part="optimizer", block=block, phase="optimizer"
+    )
+
+
+def collective(name: str, variant: str, size: Num, n_gpus: Num, n_gpus_per_node: Num, phase: str = "optimizer") -> Op:
+    """A message among the replicas of parameters; ``size`` is the larger buffer of one rank."""
     shape = {"n_gpus": n_gpus, "n_gpus_per_node": n_gpus_per_node, "message_bytes": size}
     return operator(
-        "collective", name, "bf16", shape, variant=variant, part="optimizer", block=name, phase="optimizer",
-        group="data",
-    )  # fmt: skip
+        "collective", name, "bf16", shape, variant=variant, part="optimizer", block=name, phase=phase, group="data"
+    )
+
+
+def groups(model, plan: Plan, layers: Mapping[str, Num], node_size: Num) -> Iterator[tuple[str, Num, Num, Num]]:
+    """``(name, n, n_replicas, n_gpus_per_node)`` of dense and of expert parameters in ``layers`` on one device.
+
+    Replicas of dense parameters lie one tensor-parallel group apart, those of an expert one expert-parallel group, and
+    fill nodes as far as that allows.
+    """
+    copies, sizes = replicas(plan), device_parameters(model, plan)
+    apart = {"dense": plan.tensor, "expert": plan.expert}
+    for group in ("dense", "expert"):
+        n = sum((count * sizes[part][group] for part, count in layers.items()), 0.0)
+        yield group, n, copies[group], np.maximum(node_size / apart[group], 1.0)
+
+
+def chunk_messages(model, plan: Plan, layers: Mapping[str, Num], node_size: Num) -> dict[str, list[Op]]:
+    """What a chunk of ``layers`` sends for every micro-batch, by phase: nothing below ZeRO 2, which sums its gradients
+    over the replicas because no device keeps them whole, and under ZeRO 3 gathers its weights before either pass.
+
+    FP8 weights travel as FP8, in the one layout that the pass reads.
+    """
+    kind = recipe(plan.formats)
+    found: dict[str, list[Op]] = {"forward": [], "backward_input": [], "backward_weight": []}
+    if plan.zero_stage < 2:
+        return found
+    linear = linear_parameters(model, plan)
+    for name, n, n_replicas, near in groups(model, plan, layers, node_size):
+        size = n * kind.gradient_bytes
+        found["backward_weight"].append(
+            collective(f"{name}_gradients", "reduce_scatter", size, n_replicas, near, "backward_weight")
+        )
+        quantised = sum((count * linear[part][name] for part, count in layers.items()), 0.0)
+        size = n * kind.weight_bytes
+        if kind.quantised:
+            size = (n - quantised) * kind.weight_bytes + quantised * BYTES[kind.linear]
+        for phase in ("forward", "backward_input") if plan.zero_stage >= 3 else ():
+            found[phase].append(collective(f"{name}_weights", "all_gather", size, n_replicas, near, phase))
+    return found
