@@ -239,7 +239,7 @@ def _rows(group: Group) -> NDArray[np.float64]:
 def _timed(scenario: Scenario, plan: Plan, rows: NDArray[np.float64]) -> TimedStep:
     """The operators of the plans whose numbers are ``rows``."""
     names = ("pipeline", *_NUMBERS[1:])
-    return training.timed_step(_with(scenario, plan, {name: rows[:, i] for i, name in enumerate(names)}))
+    return training.timed_step(_with(scenario, plan, {name: rows[:, i] for i, name in enumerate(names)})).merged()
 
 
 def _collected(scenario: Scenario, groups: Sequence[Group], results: Sequence[Result]) -> Found:
@@ -255,12 +255,16 @@ def _collected(scenario: Scenario, groups: Sequence[Group], results: Sequence[Re
             plans[name][span] = _filled(group, name)
         for text, hit in group.reasons.items():
             if hit.any():
-                reasons.setdefault(text, np.zeros(n_plans, dtype=bool))[span] = hit
+                _mark(reasons, text, n_plans, start + np.flatnonzero(hit))
         for name, values in found.columns.items():
-            columns.setdefault(name, np.zeros(n_plans))[at] = values
-        for i in np.flatnonzero(~found.feasible):
-            for text in found.limits[i]:
-                reasons.setdefault(_kind(text), np.zeros(n_plans, dtype=bool))[at[i]] = True
+            if name not in columns:
+                columns[name] = np.zeros(n_plans)
+            columns[name][at] = values
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for i in np.flatnonzero(~found.feasible).tolist():
+            alike.setdefault(found.limits[i], []).append(i)
+        for text, members in ((text, members) for texts, members in alike.items() for text in texts):
+            _mark(reasons, _kind(text), n_plans, at[members])
         start = span.stop
     if scenario.load.phase == "training":
         _constrain(scenario, columns, reasons)
@@ -284,6 +288,13 @@ def _filled(group: Group, name: str) -> Any:
     column = np.empty(group.n_points, dtype=object)
     column.fill(value)
     return column
+
+
+def _mark(reasons: dict[str, NDArray[np.bool_]], text: str, n_plans: int, at: NDArray[np.intp]) -> None:
+    """Note that a reason rules out the plans at ``at``."""
+    if text not in reasons:
+        reasons[text] = np.zeros(n_plans, dtype=bool)
+    reasons[text][at] = True
 
 
 def _kind(text: str) -> str:

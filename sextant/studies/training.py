@@ -8,7 +8,7 @@ import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.capacity import Capacity, capacity
-from sextant.simulator.evaluate import TimedStep, in_line_s, interval, provenance_shares, time_ops
+from sextant.simulator.evaluate import TimedStep, distinct_points, in_line_s, interval, provenance_shares, time_ops
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
@@ -48,7 +48,10 @@ def timed_step(scenario: Scenario) -> TimedStep:
     """Every operator of a micro-batch with its time. It depends on the schedule only by what the plan overlaps."""
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
     step = shard(scenario.model.step(scenario.load, scenario.plan), scenario.model, scenario.plan, node_size)
-    return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
+    found = None if np.ndim(scenario.plan.n_comm_sms) else distinct_points(step, scenario.cluster)
+    step = step if found is None else found[0]
+    timed = with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
+    return timed if found is None else timed.take(found[1])
 
 
 def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detail: bool = True) -> Result:
@@ -63,7 +66,7 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
-    optimizer_s = np.max(_optimizer(scenario, stages, node_size).seconds(), axis=0)
+    optimizer_s: Num = np.max(_optimizer_s(scenario, stages, node_size), axis=0)
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
@@ -187,8 +190,8 @@ def _pick(value: Num, point: int) -> float:
     return float(array if array.ndim == 0 else array[point])
 
 
-def _optimizer(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -> TimedStep:
-    """The optimizer of every distinct rank: a row each, of one column or one per point."""
+def _optimizer_s(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -> Num:
+    """Seconds of the optimizer on every distinct rank: a row each, of one column or one per point."""
     plan, model = scenario.plan, scenario.model
     held = [stages.layers(rank) for rank in range(len(stages.ranks))]
     unique = {tuple((part, np.asarray(n).tobytes()) for part, n in sorted(each.items())): each for each in held}
@@ -196,7 +199,11 @@ def _optimizer(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -> 
         part: np.stack([np.atleast_1d(row) for row in np.broadcast_arrays(*(r.get(part, 0.0) for r in unique.values()))])
         for part in dict.fromkeys(part for each in held for part in each)
     }
-    return time_ops(optimizer_step(model, plan, columns, node_size), scenario.cluster)
+    step = optimizer_step(model, plan, columns, node_size)
+    found = distinct_points(step, scenario.cluster)
+    if found is None:
+        return time_ops(step, scenario.cluster).seconds()
+    return np.asarray(time_ops(found[0], scenario.cluster).seconds())[found[1]]
 
 
 def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:
