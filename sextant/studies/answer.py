@@ -54,10 +54,20 @@ _BLAME = {
 }  # fmt: skip
 
 
-def question(given: str | Path, sets: Sequence[str] = ()) -> Question:
-    """The question that a scenario file, or a shipped scenario's name, asks; InputError with everything wrong."""
-    checks: tuple[Check, ...] = (_divisible,)
-    return load(locate(given), sets=sets, catalogue=catalogue.catalogue(), checks=checks)
+def question(given: str | Path, sets: Sequence[str] = (), checks: Sequence[Check] | None = None) -> Question:
+    """The question that a scenario file, or a shipped scenario's name, asks; InputError with everything wrong.
+
+    ``checks`` look at the scenario beside its plan; without them the plan must work out.
+    """
+    found: Sequence[Check] = (_divisible,) if checks is None else checks
+    return load(locate(given), sets=sets, catalogue=catalogue.catalogue(), checks=found)
+
+
+def searchable(scenario: Scenario):
+    """What is wrong with a scenario whatever its plan: a check for a search, which makes plans of its own."""
+    for fields, message in _divisible(scenario):
+        if not any(field.startswith("plan.") for field in fields):
+            yield fields, message
 
 
 def locate(given: str | Path) -> str | Path:
@@ -78,7 +88,8 @@ def evaluate(scenario: Scenario, n_points: int = 1) -> Result:
 
     Points that no plan can be made of are not evaluated: their metrics are 0, and their limits say why.
     """
-    return _noted(_bounded(_evaluated(scenario, n_points), scenario), scenario)
+    found = _bounded(_evaluated(scenario, n_points), scenario)
+    return replace(found, warnings=(*found.warnings, *notes(scenario)))
 
 
 def _evaluated(scenario: Scenario, n_points: int) -> Result:
@@ -130,14 +141,14 @@ def structural(scenario: Scenario) -> frozenset[str]:
     return frozenset(fixed)
 
 
-def _noted(found: Result, scenario: Scenario) -> Result:
-    """``found`` with a note of whose kernels the device's times come from, where they are not its own."""
-    found = replace(found, warnings=(*found.warnings, *_ignored(scenario)))
+def notes(scenario: Scenario) -> list[str]:
+    """What a reader of any answer should know: fields without effect, and whose kernels the device's times come from."""
+    found = _ignored(scenario)
     device = scenario.cluster.device
-    if not any("taken over from" in fit.source for fit in device.kernels.values()):
-        return found
-    note = f"kernel coefficients of {device.name}: {device.source.get('kernels', 'taken over from other GPUs')}"
-    return replace(found, warnings=(*found.warnings, note))
+    if any("taken over from" in fit.source for fit in device.kernels.values()):
+        sources = device.source.get("kernels", "taken over from other GPUs")
+        found.append(f"kernel coefficients of {device.name}: {sources}")
+    return found
 
 
 def _ignored(scenario: Scenario) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: ``sextant run | check | list | show | compare | import | predict | measure | fit | validate``.
+"""The command line: ``sextant run | search | check | list | show | compare | import | predict | measure | fit | validate``.
 
 stdout is the answer, stderr progress and warnings. Exit 0: answered; 1: nothing is feasible; 2: bad input.
 Libraries are imported inside the commands, so that ``--help`` and completion answer at once.
@@ -18,8 +18,10 @@ import sextant
 from sextant.simulator.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from sextant.studies.report import Answer
-    from sextant.studies.scenario import Question
+    from sextant.studies.scenario import Check, Question
 
 #: Exit codes, as documented.
 ANSWERED, NOTHING_FEASIBLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -139,6 +141,41 @@ def run(
         _put(text, sys.stdout)
         _notes(answer)
     if not answer.result.feasible.any():
+        raise typer.Exit(NOTHING_FEASIBLE)
+
+
+@app.command()
+def search(
+    scenario: File,
+    sets: Sets = None,
+    by: Annotated[str, typer.Option(metavar="METRIC", help="What makes a plan good.")] = "",
+    top: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many plans to show.")] = 10,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for all plans, json and a figure.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Evaluate every parallel plan of a model on a cluster: the best, the Pareto front, and what rules others out.
+
+    The scenario's own plan says what is not searched (formats, placement ...); `search:` in it may list the values of
+    a field. --by takes any metric, such as step_time_s, usd_per_trillion_tokens or hbm_bytes.
+    """
+    from sextant.studies import answer, files, search_report, tables
+    from sextant.studies import search as searching
+
+    asked = _question(scenario, sets, checks=(answer.searchable,))
+    by = by or searching.objective(asked.scenario)
+    if out:
+        files.folder(out)
+    found = searching.search(asked.scenario, _progress("plans"))
+    searching.metric(found, by)
+    written = search_report.write(found, by, top, out) if out else []
+    if json:
+        _print_json(search_report.as_json(found, by, top))
+    else:
+        text = search_report.text(found, by, top)
+        _put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
+        for note in found.warnings:
+            _say(f"note: {plain(note)}")
+    if not found.feasible.any():
         raise typer.Exit(NOTHING_FEASIBLE)
 
 
@@ -362,7 +399,20 @@ def fit(context: typer.Context) -> None:
     raise typer.Exit(code if isinstance(code, int) else BAD_INPUT)
 
 
-def _question(scenario: str, sets: list[str] | None = None) -> Question:
+def _progress(what: str) -> Callable[[int, int], None]:
+    """A line on a terminal's stderr that counts, at most a hundred times."""
+    if not sys.stderr.isatty():
+        return lambda done, total: None
+
+    def show(done: int, total: int) -> None:
+        if done == total or done % max(1, total // 100) == 0:
+            end = "\n" if done == total else ""
+            print(f"\r{what}: {100 * done // total}%", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _question(scenario: str, sets: list[str] | None = None, checks: Sequence[Check] | None = None) -> Question:
     from sextant.studies import answer, catalogue
 
     found = answer.locate(scenario)
@@ -370,7 +420,7 @@ def _question(scenario: str, sets: list[str] | None = None) -> Question:
         known = catalogue.scenario_names()
         remedy = nearest(scenario, known)
         raise InputError(f"{scenario}: there is no such file, nor a shipped scenario of that name; {remedy}")
-    return answer.question(scenario, sets or ())
+    return answer.question(scenario, sets or ()) if checks is None else answer.question(scenario, sets or (), checks)
 
 
 def _answer(asked: Question, n_workers: int = 1) -> Answer:

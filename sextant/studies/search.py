@@ -107,11 +107,12 @@ class Found:
 def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
     """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number.
 
-    Deterministic, in the order of the nested loops recompute, overlap, schedule, pipeline, virtual stages, ZeRO stage,
+    Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap, schedule, pipeline, virtual stages, ZeRO stage,
     tensor, context, data, expert, micro-batch. InputError if the scenario sweeps or solves fields, or nothing is left.
     """
     if scenario.axes or scenario.solve:
         raise InputError("a search varies the plan alone; remove axes and solve, or use `sextant run`")
+    scenario = replace(scenario, engine="analytic")
     space = search_space.values(scenario)
     families = [_family(scenario, space, *key) for key in _families(scenario, space)]
     if not any(groups for groups in families):
@@ -125,6 +126,12 @@ def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda don
             results.append(found)
             progress(len(done), total)
     return _collected(scenario, done, results)
+
+
+def objective(scenario: Scenario) -> str:
+    """What makes a plan good where nobody says: the scenario's first objective, or the usual one of its phase."""
+    usual = {"training": "step_time_s", "image_generation": "images_per_s_per_device"}
+    return next(iter(scenario.objectives), usual.get(scenario.load.phase, "tokens_per_s_per_device"))
 
 
 def metric(found: Found, by: str) -> str:
@@ -268,7 +275,9 @@ def _collected(scenario: Scenario, groups: Sequence[Group], results: Sequence[Re
         start = span.stop
     if scenario.load.phase == "training":
         _constrain(scenario, columns, reasons)
-    warnings = dict.fromkeys(note for found in results for note in found.warnings)
+    # Fields that a search sets have an effect in some of its plans: notes are about the most of them.
+    noted = replace(scenario, plan=replace(groups[0].plan, zero_stage=np.unique(plans["zero_stage"])))
+    warnings = dict.fromkeys((*(note for found in results for note in found.warnings), *answer.notes(noted)))
     return Found(
         scenario=scenario, plans=plans, columns=columns, reasons=reasons, warnings=tuple(warnings),
         n_evaluated=sum(len(found.feasible) for found in results),
