@@ -1,4 +1,4 @@
-"""The command line: ``sextant run | search | check | list | show | compare | import | predict | measure | fit | validate``.
+"""The command line: ``sextant run | search | sensitivity | check | list | show | compare | import | predict | measure | fit | validate``.
 
 stdout is the answer, stderr progress and warnings. Exit 0: answered; 1: nothing is feasible; 2: bad input.
 Libraries are imported inside the commands, so that ``--help`` and completion answer at once.
@@ -177,6 +177,32 @@ def search(
             _say(f"note: {plain(note)}")
     if not found.feasible.any():
         raise typer.Exit(NOTHING_FEASIBLE)
+
+
+@app.command()
+def sensitivity(
+    scenario: File,
+    sets: Sets = None,
+    by: Annotated[str, typer.Option(metavar="METRIC", help="The metric that is watched.")] = "",
+    change: Annotated[str, typer.Option(metavar="SHARE", help="By how much each rate changes.")] = "10%",
+    kernels: Annotated[bool, typer.Option("--kernels", help="Also the fitted coefficients of kernels.")] = False,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for json and a figure.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Change every rate of the machine alone, and show how much each moves a metric, the most first."""
+    from sextant.studies import files, sensitivity_report, tables
+    from sextant.studies import sensitivity as sensing
+
+    asked, amount = _question(scenario, sets), sensing.share(change)
+    if out:
+        files.folder(out)
+    found = sensing.study(asked.scenario, by, amount, kernels=kernels, progress=_progress("rates"))
+    written = sensitivity_report.write(found, out) if out else []
+    if json:
+        _print_json(found.as_json())
+    else:
+        text = sensitivity_report.text(found)
+        _put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
 
 
 @app.command()
