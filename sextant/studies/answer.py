@@ -35,6 +35,9 @@ _BLAME = {
     ),
     "unsupported: only ZeRO 0 to 3 exist": ("plan.zero_stage",),
     "sms: overlapped exchange needs n_comm_sms": ("plan.n_comm_sms", "plan.overlap", "plan.expert"),
+    "reliability: checkpoints without a bandwidth": (
+        "cluster.reliability.checkpoint_bytes_per_s", "cluster.reliability.device_mtbf_s",
+    ),
     "choice: experts per token among routed experts": ("model.num_experts_per_tok", "model.n_routed_experts"),
     "model: this phase needs an image encoder": ("load.phase",),
     "model: this phase needs an image generator": ("load.phase",),
@@ -196,7 +199,7 @@ def _divisible(scenario: Scenario):
     for reason, broken in plan_limits(scenario).items():
         if bool(np.any(broken)):
             fields = _BLAME[reason]
-            text = reason.partition(": ")[2] + ("" if reason.startswith("model") else " does not work out")
+            text = reason.partition(": ")[2] + ("" if reason.startswith(("model", "reliability")) else " does not work out")
             yield fields, f"{text}, got {_shown(paths.get(scenario, fields[0]))}; {_remedy(reason, scenario)}"
 
 
@@ -228,6 +231,8 @@ def _remedy(reason: str, scenario: Scenario) -> str:
         f"{model.num_key_value_heads:g}",
         "unsupported: only ZeRO 0 to 3 exist": "choose 0, 1, 2 or 3",
         "sms: overlapped exchange needs n_comm_sms": "set aside some, such as 20",
+        "reliability: checkpoints without a bandwidth": "give what all devices together write to storage, such as "
+        "500 GB/s, or leave device_mtbf_s at 0",
         "choice: experts per token among routed experts": f"choose at most {model.n_routed_experts:g}",
         "model: this phase needs an image encoder": f"choose a phase of text, or a model with one: {_with('vision')}",
         "model: this phase needs an image generator": "choose another phase, or a model with one: "

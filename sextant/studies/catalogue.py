@@ -23,6 +23,7 @@ CHOICES = {
     "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "full"),
     "load.phase": PHASES,
     "plan.prefetch": ("none", "tokens"),
+    "plan.checkpoint": ("file_system", "host"),
     "plan.placement.engram": ("hbm", "host"),
     "model.attention": ("mla", "gqa"),
     "model.topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),

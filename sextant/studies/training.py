@@ -12,6 +12,7 @@ from sextant.simulator.evaluate import TimedStep, distinct_points, in_line_s, in
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
+from sextant.studies import goodput
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
 from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
@@ -70,11 +71,11 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
-    memory = memory_use(scenario, stages)
+    memory, rates = memory_use(scenario, stages), _rates(scenario, step_s, used)
     columns = {
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
         **{name: value for name, value in run.items() if name != "pipeline_s"},
-        "optimizer_s": optimizer_s, **_rates(scenario, step_s, used), "hbm_bytes": memory.used_bytes,
+        "optimizer_s": optimizer_s, **rates, **goodput.columns(scenario, stages, rates), "hbm_bytes": memory.used_bytes,
         "hbm_free_bytes": memory.free_bytes, **{f"hbm_{p}_bytes": b for p, b in memory.parts.items()},
     }  # fmt: skip
     reasons: Mapping[str, Flag] = {
