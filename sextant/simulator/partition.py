@@ -37,9 +37,10 @@ def balance(costs: tuple[float, ...], n_stages: int, ranks: tuple[tuple[int, ...
                     grown = 0.0
                     for s in holders[more]:
                         a, b = bounds[s], bounds[s + 1]
-                        grown += total[b + move if first <= s + 1 <= last else b] - total[
-                            a + move if first <= s <= last else a
-                        ]
+                        grown += (
+                            total[b + move if first <= s + 1 <= last else b]
+                            - total[a + move if first <= s <= last else a]
+                        )
                     if round(grown, 9) > best[0]:
                         continue
                     trial = (*bounds[:first], *(b + move for b in bounds[first : last + 1]), *bounds[last + 1 :])

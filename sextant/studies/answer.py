@@ -145,7 +145,7 @@ def structural(scenario: Scenario) -> frozenset[str]:
 
 
 def notes(scenario: Scenario) -> list[str]:
-    """What a reader of any answer should know: fields without effect, and whose kernels the device's times come from."""
+    """What a reader of any answer should know: fields without effect, and whose kernels the times come from."""
     found = _ignored(scenario)
     device = scenario.cluster.device
     if any("taken over from" in fit.source for fit in device.kernels.values()):
@@ -199,7 +199,9 @@ def _divisible(scenario: Scenario):
     for reason, broken in plan_limits(scenario).items():
         if bool(np.any(broken)):
             fields = _BLAME[reason]
-            text = reason.partition(": ")[2] + ("" if reason.startswith(("model", "reliability")) else " does not work out")
+            text = reason.partition(": ")[2] + (
+                "" if reason.startswith(("model", "reliability")) else " does not work out"
+            )
             yield fields, f"{text}, got {_shown(paths.get(scenario, fields[0]))}; {_remedy(reason, scenario)}"
 
 

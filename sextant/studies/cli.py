@@ -1,4 +1,5 @@
-"""The command line: ``sextant run | search | sensitivity | check | list | show | compare | import | predict | measure | fit | validate``.
+"""The command line: ``sextant run | search | sensitivity | check | list | show | compare | import | predict | measure |
+fit | validate``.
 
 stdout is the answer, stderr progress and warnings. Exit 0: answered; 1: nothing is feasible; 2: bad input.
 Libraries are imported inside the commands, so that ``--help`` and completion answer at once.

@@ -257,7 +257,9 @@ def _settings(sets: Sequence[str], problems: list[Problem]) -> list[Layer]:
             except InputError as error:
                 problems += [Problem(path=label, key=path.strip(), message=p.message) for p in error.problems]
                 continue
-            for key in reversed(rest.split(".") if top not in (*BLOCKS, "axes", "solve", "search") else [rest]) if rest else ():
+            for key in (
+                reversed(rest.split(".") if top not in (*BLOCKS, "axes", "solve", "search") else [rest]) if rest else ()
+            ):
                 raw = {key: raw}
             layers.append(Layer(label=label, data={top: raw}))
     return layers

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sextant.simulator import paths
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.types import Flag, Plan, Result, Scenario
@@ -107,8 +106,8 @@ class Found:
 def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
     """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number.
 
-    Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap, schedule, pipeline, virtual stages, ZeRO stage,
-    tensor, context, data, expert, micro-batch. InputError if the scenario sweeps or solves fields, or nothing is left.
+    Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap, schedule,
+    pipeline, virtual stages, ZeRO stage, tensor, context, data, expert, micro-batch. InputError if the scenario sweeps or solves fields, or nothing is left.
     """
     if scenario.axes or scenario.solve:
         raise InputError("a search varies the plan alone; remove axes and solve, or use `sextant run`")
@@ -166,7 +165,7 @@ def _family(
     for name, pipeline, virtual in product(schedules, space["pipeline"], space["virtual_stages"]):
         if not _makes_sense(name, pipeline, virtual, space):
             continue
-        for zero in ([(z,) for z in space["zero_stage"]] if stages else [tuple(space["zero_stage"])]):
+        for zero in [(z,) for z in space["zero_stage"]] if stages else [tuple(space["zero_stage"])]:
             plan = replace(
                 scenario.plan, schedule=name, pipeline=pipeline, virtual_stages=virtual, recompute=recompute,
                 overlap=overlap, n_comm_sms=sms, layers_per_stage=(), zero_stage=zero[0],
@@ -179,17 +178,15 @@ def _family(
 
 
 def _makes_sense(name: str, pipeline: float, virtual: float, space: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether this is a plan of its own: without a pipeline every schedule is the same, and only interleaved has several
-    virtual stages, of which one is 1F1B."""
+    """Whether this is a plan of its own: without a pipeline every schedule is the same, and only interleaved has
+    several virtual stages; with one it is 1F1B."""
     if pipeline == 1:
         return virtual == space["virtual_stages"][0] and name == ("1f1b" if "1f1b" in space["schedule"] else name)
     several = any(v > 1 for v in space["virtual_stages"])
     return (virtual > 1) == (name == "interleaved") if several else True
 
 
-def _numbers(
-    scenario: Scenario, space: Mapping[str, Sequence[Any]], pipeline: float
-) -> dict[str, NDArray[np.float64]]:
+def _numbers(scenario: Scenario, space: Mapping[str, Sequence[Any]], pipeline: float) -> dict[str, NDArray[np.float64]]:
     """Every combination of the numeric fields, (n_points,) each; without ``data`` it takes the devices left over."""
     names = [name for name in _NUMBERS if space[name]]
     grid = np.meshgrid(*(np.asarray(space[name], dtype=float) for name in names), indexing="ij")

@@ -1,4 +1,4 @@
-"""The answer of a search over plans: a table for a terminal, JSON, a table of all plans, a figure of time and memory."""
+"""The answer of a search over plans: a table for a terminal, JSON, a file of all plans, a figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHORT = {
 
 
 def as_json(found: Found, by: str, n: int) -> dict[str, Any]:
-    """{scenario, by, sense, n_plans, n_evaluated, n_feasible, infeasible: {reason: n}, best, front, warnings, versions}.
+    """{scenario, by, sense, n_plans, n_evaluated, n_feasible, infeasible: {reason: n}, best, front, warnings ...}.
 
     A plan of ``best`` and ``front`` is {plan, sets, metrics}; ``sets`` are the words that make ``sextant run`` run it.
     """
@@ -150,4 +150,3 @@ def _csv(found: Found, file: IO[str]) -> None:
         for i in np.flatnonzero(hit).tolist():
             reasons[i].append(text_)
     writer.writerows(zip(*fields, *numbers, ok, ("; ".join(r) for r in reasons), strict=True))
-

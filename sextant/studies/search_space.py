@@ -23,7 +23,7 @@ from sextant.studies.layers import Catalogue, Entry
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters
 
-#: What a search varies, from the outermost loop to the innermost: the order of plans that are equally good.
+#: What a search varies.
 FIELDS = (
     "schedule", "pipeline", "virtual_stages", "overlap", "n_comm_sms", "recompute", "zero_stage", "tensor", "context",
     "data", "expert", "micro_batch",

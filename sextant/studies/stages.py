@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -200,9 +200,7 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
     return times
 
 
-def _add_pairs(
-    times: ChunkTimes, pairs: Sequence[tuple[int, int]], timed: TimedStep, stages: Stages | Layouts
-) -> None:
+def _add_pairs(times: ChunkTimes, pairs: Sequence[tuple[int, int]], timed: TimedStep, stages: Stages | Layouts) -> None:
     """Add to ``times`` the forward chunks of stages beside backward chunks of others, overlapped or in turn."""
     if timed.beside is None:
         for f, b in pairs:
@@ -211,8 +209,8 @@ def _add_pairs(
         return
     table = timed.beside.table()
     beside = {part: layer_times(table, part) for part in timed.step.layers}
-    whole = cache(lambda chunks: pair_s(*chunks, beside))
-    exposed = cache(lambda chunks: pair_exposed_s(*chunks, beside))
+    whole = cache(lambda chunks: pair_s(chunks[0], chunks[1], beside))
+    exposed = cache(lambda chunks: pair_exposed_s(chunks[0], chunks[1], beside))
     for f, b in pairs:
         times.pair[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), whole)
         times.pair_exposed[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), exposed)

@@ -66,7 +66,9 @@ def _time(found: Answer) -> list[str]:
         return []
     step_s = float(found.result.columns["step_time_s"][0])
     training = found.question.scenario.load.phase == "training"
-    table = grid("where the time goes", *((">forward", ">gradients", ">of weights") if training else ()), ">all", ">share")
+    table = grid(
+        "where the time goes", *((">forward", ">gradients", ">of weights") if training else ()), ">all", ">share"
+    )
     for part in rows:
         passes = [shown("x_s", x) if x else "" for x in part.passes or (0.0, 0.0, 0.0)] if training else []
         add(table, (part.name, *passes, shown("x_s", part.seconds), f"{100 * part.seconds / step_s:.1f}%"))

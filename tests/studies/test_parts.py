@@ -47,5 +47,5 @@ def test_run_shows_it():
     """Blocks, bubble, optimizer and the step itself."""
     asked = question("deepseek_v3_h800_training")
     text = tables.answer(Answer(question=asked, result=answer(asked)))
-    for word in ("where the time goes", "attention", "feed-forward", "bubble", "optimizer", "exposed messages", "100.0%"):
-        assert word in text
+    words = ("where the time goes", "attention", "feed-forward", "bubble", "optimizer", "exposed messages", "100.0%")
+    assert all(word in text for word in words)
