@@ -106,8 +106,9 @@ class Found:
 def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
     """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number.
 
-    Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap, schedule,
-    pipeline, virtual stages, ZeRO stage, tensor, context, data, expert, micro-batch. InputError if the scenario sweeps or solves fields, or nothing is left.
+    Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap,
+    schedule, pipeline, virtual stages, ZeRO stage, tensor, context, data, expert, micro-batch. InputError if the
+    scenario sweeps or solves fields, or nothing is left.
     """
     if scenario.axes or scenario.solve:
         raise InputError("a search varies the plan alone; remove axes and solve, or use `sextant run`")
