@@ -17,9 +17,10 @@ import typer
 
 import sextant
 from sextant.simulator.errors import InputError, nearest
+from sextant.studies import plan_commands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sextant.studies.report import Answer
     from sextant.studies.scenario import Check, Question
@@ -63,17 +64,17 @@ def _guarded() -> int:
         return code if isinstance(code, int) else ANSWERED
     except InputError as error:
         for problem in error.problems:
-            _say(f"error: {plain(str(problem))}")
+            say(f"error: {plain(str(problem))}")
         return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+        say("interrupted")
         return INTERRUPTED
     except Exception as error:
         # typer may bring a click of its own: its usage errors are known by what they can do.
         if not hasattr(error, "format_message"):
             raise
         text = error.format_message()  # type: ignore[attr-defined]
-        _say(text if text.startswith("Usage") else f"error: {plain(text)} (sextant --help lists what there is)")
+        say(text if text.startswith("Usage") else f"error: {plain(text)} (sextant --help lists what there is)")
         return BAD_INPUT
 
 
@@ -82,12 +83,12 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """A message on stderr."""
-    _put(text, sys.stderr)
+    put(text, sys.stderr)
 
 
-def _put(text: str, file: TextIO) -> None:
+def put(text: str, file: TextIO) -> None:
     """Print and flush; a reader that has gone away (``| head -1``) has seen enough and changes no exit code."""
     try:
         print(text, file=file, flush=True)
@@ -97,7 +98,7 @@ def _put(text: str, file: TextIO) -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _put(f"sextant {sextant.__version__}", sys.stdout)
+        put(f"sextant {sextant.__version__}", sys.stdout)
         raise typer.Exit
 
 
@@ -124,7 +125,7 @@ def run(
     n_workers = processes.count(workers)
     if trace and not out:
         raise InputError("--trace writes a file; add --out DIR")
-    asked = _question(scenario, sets)
+    asked = question(scenario, sets)
     if out:
         files.folder(out)
     answer = _answer(asked, n_workers)
@@ -134,76 +135,19 @@ def run(
     if out and trace:
         written.append(report.write_trace(answer, out))
     if json:
-        _print_json(report.as_json(answer))
+        print_json(report.as_json(answer))
     else:
         text = tables.answer(answer)
         if out:
             text += "\n" + tables.results(Path(out), written)
-        _put(text, sys.stdout)
+        put(text, sys.stdout)
         _notes(answer)
     if not answer.result.feasible.any():
         raise typer.Exit(NOTHING_FEASIBLE)
 
 
-@app.command()
-def search(
-    scenario: File,
-    sets: Sets = None,
-    by: Annotated[str, typer.Option(metavar="METRIC", help="What makes a plan good.")] = "",
-    top: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many plans to show.")] = 10,
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for all plans, json and a figure.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Evaluate every parallel plan of a model on a cluster: the best, the Pareto front, and what rules others out.
-
-    The scenario's own plan says what is not searched (formats, placement ...); `search:` in it may list the values of
-    a field. --by takes any metric, such as step_time_s, usd_per_trillion_tokens or hbm_bytes.
-    """
-    from sextant.studies import answer, files, search_report, tables
-    from sextant.studies import search as searching
-
-    asked = _question(scenario, sets, checks=(answer.searchable,))
-    by = by or searching.objective(asked.scenario)
-    if out:
-        files.folder(out)
-    found = searching.search(asked.scenario, _progress("plans"))
-    searching.metric(found, by)
-    written = search_report.write(found, by, top, out) if out else []
-    if json:
-        _print_json(search_report.as_json(found, by, top))
-    else:
-        text = search_report.text(found, by, top)
-        _put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
-        for note in found.warnings:
-            _say(f"note: {plain(note)}")
-    if not found.feasible.any():
-        raise typer.Exit(NOTHING_FEASIBLE)
-
-
-@app.command()
-def sensitivity(
-    scenario: File,
-    sets: Sets = None,
-    by: Annotated[str, typer.Option(metavar="METRIC", help="The metric that is watched.")] = "",
-    change: Annotated[str, typer.Option(metavar="SHARE", help="By how much each rate changes.")] = "10%",
-    kernels: Annotated[bool, typer.Option("--kernels", help="Also the fitted coefficients of kernels.")] = False,
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for json and a figure.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Change every rate of the machine alone, and show how much each moves a metric, the most first."""
-    from sextant.studies import files, sensitivity_report, tables
-    from sextant.studies import sensitivity as sensing
-
-    asked, amount = _question(scenario, sets), sensing.share(change)
-    if out:
-        files.folder(out)
-    found = sensing.study(asked.scenario, by, amount, kernels=kernels, progress=_progress("rates"))
-    written = sensitivity_report.write(found, out) if out else []
-    if json:
-        _print_json(found.as_json())
-    else:
-        text = sensitivity_report.text(found)
-        _put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
+for _command in (plan_commands.search, plan_commands.sensitivity):
+    app.command()(_command)
 
 
 @app.command()
@@ -211,11 +155,11 @@ def check(scenario: File, sets: Sets = None, json: AsJson = False) -> None:
     """Show every resolved value of a scenario with its source; run nothing."""
     from sextant.studies import provenance, tables
 
-    leaves = provenance.resolved(_question(scenario, sets))
+    leaves = provenance.resolved(question(scenario, sets))
     if json:
-        _print_json([{"path": x.path, "value": x.value, "text": x.text, "source": x.source} for x in leaves])
+        print_json([{"path": x.path, "value": x.value, "text": x.text, "source": x.source} for x in leaves])
     else:
-        _put(tables.resolved(leaves), sys.stdout)
+        put(tables.resolved(leaves), sys.stdout)
 
 
 @app.command("list")
@@ -227,9 +171,9 @@ def list_(
 
     rows = cards.listing(kind)
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _put(tables.listing(rows), sys.stdout)
+        put(tables.listing(rows), sys.stdout)
 
 
 @app.command()
@@ -251,10 +195,10 @@ def show(
     model = kind in ("model", "models")
     written = cards.write(card, files.folder(out), figure=model) if out else []
     if json:
-        _print_json(card)
+        print_json(card)
         return
     text = card_table.card(card) if model else tables.card(card)
-    _put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
+    put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
 
 
 @app.command()
@@ -266,12 +210,12 @@ def compare(
     """The difference between two scenarios, by metric, operator and resource."""
     from sextant.studies import comparison, tables
 
-    questions = [_question(name) for name in (a, b)]
+    questions = [question(name) for name in (a, b)]
     found = comparison.compare(*(_answer(asked) for asked in questions))
     if json:
-        _print_json(found)
+        print_json(found)
     else:
-        _put(tables.comparison(found), sys.stdout)
+        put(tables.comparison(found), sys.stdout)
 
 
 @app.command()
@@ -296,12 +240,12 @@ def predict(
 
     def progress(n_rows: int) -> None:
         if n_rows >= _PROGRESS_ROWS:
-            _say(f"{n_rows:,} rows")
+            say(f"{n_rows:,} rows")
 
     text, outcome = prediction_table.run(cases, device, out, json=json, progress=progress)
-    _put(text, sys.stdout)
+    put(text, sys.stdout)
     for note in outcome.notes():
-        _say(f"note: {plain(note)}")
+        say(f"note: {plain(note)}")
     if not outcome.n_predicted:
         raise typer.Exit(NOTHING_FEASIBLE)
 
@@ -322,9 +266,9 @@ def import_(
     if out:
         summary["written"] = str(model_file.write(found, out, force=force))
     if json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _put(import_report.text(summary), sys.stdout)
+        put(import_report.text(summary), sys.stdout)
 
 
 @validate_app.command("published")
@@ -337,9 +281,9 @@ def validate_published(
 
     rows = judged.published_errors(prefix)
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _put(tables.judged(rows), sys.stdout)
+        put(tables.judged(rows), sys.stdout)
 
 
 @validate_app.command("kernels")
@@ -356,9 +300,9 @@ def validate_kernels(
     found = kernel_errors.judged(device)
     rows = kernel_errors.errors(found if all_rows else found.only(found.held_out))
     if json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
     else:
-        _put(kernel_errors.table(rows), sys.stdout)
+        put(kernel_errors.table(rows), sys.stdout)
 
 
 @validate_app.command("transfer")
@@ -373,9 +317,9 @@ def validate_transfer(
 
     found = transfer_errors.study(source, target, rows or ())
     if json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
-        _put(found.text(), sys.stdout)
+        put(found.text(), sys.stdout)
 
 
 @validate_app.command("models")
@@ -392,9 +336,9 @@ def validate_models(
     if out:
         whole_table.write(found.rows, out)
     if json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
-        _put(found.text(), sys.stdout)
+        put(found.text(), sys.stdout)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
@@ -426,20 +370,8 @@ def fit(context: typer.Context) -> None:
     raise typer.Exit(code if isinstance(code, int) else BAD_INPUT)
 
 
-def _progress(what: str) -> Callable[[int, int], None]:
-    """A line on a terminal's stderr that counts, at most a hundred times."""
-    if not sys.stderr.isatty():
-        return lambda done, total: None
-
-    def show(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 100) == 0:
-            end = "\n" if done == total else ""
-            print(f"\r{what}: {100 * done // total}%", end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
-def _question(scenario: str, sets: list[str] | None = None, checks: Sequence[Check] | None = None) -> Question:
+def question(scenario: str, sets: list[str] | None = None, checks: Sequence[Check] | None = None) -> Question:
+    """The question that a file, or a shipped scenario's name, asks; InputError offers the nearest names."""
     from sextant.studies import answer, catalogue
 
     found = answer.locate(scenario)
@@ -471,13 +403,14 @@ def _notes(answer: Answer) -> None:
     from sextant.studies import report
 
     for warning in answer.result.warnings:
-        _say(f"note: {plain(warning)}")
+        say(f"note: {plain(warning)}")
     changed = report.changed(answer)
     if changed and answer.question.published and answer.n_points == 1:
-        _say(f"note: the published figures are of the scenario without --set {plain(', '.join(changed))}")
+        say(f"note: the published figures are of the scenario without --set {plain(', '.join(changed))}")
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """A value as JSON on stdout."""
     from sextant.studies.report import dumps
 
-    _put(dumps(value), sys.stdout)
+    put(dumps(value), sys.stdout)

@@ -72,7 +72,7 @@ def _time(found: Answer) -> list[str]:
     for part in rows:
         passes = [shown("x_s", x) if x else "" for x in part.passes or (0.0, 0.0, 0.0)] if training else []
         add(table, (part.name, *passes, shown("x_s", part.seconds), f"{100 * part.seconds / step_s:.1f}%"))
-    add(table, ("step", *(("", "", "") if training else ()), shown("x_s", step_s), "100.0%"))
+    add(table, ("whole step", *(("", "", "") if training else ()), shown("x_s", step_s), "100.0%"))
     sent = messages_s(found.result)
     exposed = float(found.result.columns.get("exposed_comm_s", [0.0])[0])
     note = f"messages: {shown('x_s', sent)} in all, {shown('x_s', exposed)} of it exposed"
