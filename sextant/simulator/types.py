@@ -124,6 +124,19 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """How often a device of a running job fails (0: failures are not considered), and what going on costs.
+
+    ``checkpoint_bytes_per_s`` is the bandwidth of all devices together to storage that survives a failure;
+    ``restart_s`` passes until a job that failed reads its checkpoint.
+    """
+
+    device_mtbf_s: Num = 0.0
+    checkpoint_bytes_per_s: Num = 0.0
+    restart_s: Num = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """Equal devices joined by tiers of links, the innermost first (``nvlink``, then ``infiniband``).
 
@@ -139,6 +152,7 @@ class Cluster:
     jitter: Num = 0.0
     stragglers: Num = 0.0
     straggler_slowdown: Num = 1.1
+    reliability: Reliability = field(default_factory=Reliability)
     source: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -198,7 +212,8 @@ class Plan:
     """How the model is laid over the cluster. Degrees multiply to the devices used: tensor x context x pipeline x data.
 
     ``expert`` divides the routed experts over that many devices of the ``data`` x ``tensor`` group.
-    ``n_comm_sms`` SMs are set aside for communication kernels.
+    ``n_comm_sms`` SMs are set aside for communication kernels. ``checkpoint`` is where training saves its state
+    (``file_system`` or ``host`` memory first), every ``checkpoint_interval_s`` of work (0: as often as is best).
     """
 
     tensor: Num = 1.0
@@ -218,6 +233,8 @@ class Plan:
     layers_per_stage: tuple[float, ...] = ()
     placement: Mapping[str, str] = field(default_factory=dict)
     prefetch: str = "none"
+    checkpoint: str = "file_system"
+    checkpoint_interval_s: Num = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

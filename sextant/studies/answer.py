@@ -36,6 +36,9 @@ _BLAME = {
     ),
     "unsupported: only ZeRO 0 to 3 exist": ("plan.zero_stage",),
     "sms: overlapped exchange needs n_comm_sms": ("plan.n_comm_sms", "plan.overlap", "plan.expert"),
+    "reliability: checkpoints without a bandwidth": (
+        "cluster.reliability.checkpoint_bytes_per_s", "cluster.reliability.device_mtbf_s",
+    ),
     "choice: experts per token among routed experts": ("model.num_experts_per_tok", "model.n_routed_experts"),
     "model: this phase needs an image encoder": ("load.phase",),
     "model: this phase needs an image generator": ("load.phase",),
@@ -55,10 +58,20 @@ _BLAME = {
 }  # fmt: skip
 
 
-def question(given: str | Path, sets: Sequence[str] = ()) -> Question:
-    """The question that a scenario file, or a shipped scenario's name, asks; InputError with everything wrong."""
-    checks: tuple[Check, ...] = (_divisible,)
-    return load(locate(given), sets=sets, catalogue=catalogue.catalogue(), checks=checks)
+def question(given: str | Path, sets: Sequence[str] = (), checks: Sequence[Check] | None = None) -> Question:
+    """The question that a scenario file, or a shipped scenario's name, asks; InputError with everything wrong.
+
+    ``checks`` look at the scenario beside its plan; without them the plan must work out.
+    """
+    found: Sequence[Check] = (_divisible,) if checks is None else checks
+    return load(locate(given), sets=sets, catalogue=catalogue.catalogue(), checks=found)
+
+
+def searchable(scenario: Scenario):
+    """What is wrong with a scenario whatever its plan: a check for a search, which makes plans of its own."""
+    for fields, message in _divisible(scenario):
+        if not any(field.startswith("plan.") for field in fields):
+            yield fields, message
 
 
 def locate(given: str | Path) -> str | Path:
@@ -79,7 +92,8 @@ def evaluate(scenario: Scenario, n_points: int = 1) -> Result:
 
     Points that no plan can be made of are not evaluated: their metrics are 0, and their limits say why.
     """
-    return _noted(_bounded(_evaluated(scenario, n_points), scenario), scenario)
+    found = _bounded(_evaluated(scenario, n_points), scenario)
+    return replace(found, warnings=(*found.warnings, *notes(scenario)))
 
 
 def _evaluated(scenario: Scenario, n_points: int) -> Result:
@@ -131,14 +145,14 @@ def structural(scenario: Scenario) -> frozenset[str]:
     return frozenset(fixed)
 
 
-def _noted(found: Result, scenario: Scenario) -> Result:
-    """``found`` with a note of whose kernels the device's times come from, where they are not its own."""
-    found = replace(found, warnings=(*found.warnings, *_ignored(scenario)))
+def notes(scenario: Scenario) -> list[str]:
+    """What a reader of any answer should know: fields without effect, and whose kernels the times come from."""
+    found = _ignored(scenario)
     device = scenario.cluster.device
-    if not any("taken over from" in fit.source for fit in device.kernels.values()):
-        return found
-    note = f"kernel coefficients of {device.name}: {device.source.get('kernels', 'taken over from other GPUs')}"
-    return replace(found, warnings=(*found.warnings, note))
+    if any("taken over from" in fit.source for fit in device.kernels.values()):
+        sources = device.source.get("kernels", "taken over from other GPUs")
+        found.append(f"kernel coefficients of {device.name}: {sources}")
+    return found
 
 
 def _ignored(scenario: Scenario) -> list[str]:
@@ -202,7 +216,9 @@ def _divisible(scenario: Scenario):
     for reason, broken in plan_limits(scenario).items():
         if bool(np.any(broken)):
             fields = _BLAME[reason]
-            text = reason.partition(": ")[2] + ("" if reason.startswith("model") else " does not work out")
+            text = reason.partition(": ")[2] + (
+                "" if reason.startswith(("model", "reliability")) else " does not work out"
+            )
             yield fields, f"{text}, got {_shown(paths.get(scenario, fields[0]))}; {_remedy(reason, scenario)}"
 
 
@@ -234,6 +250,8 @@ def _remedy(reason: str, scenario: Scenario) -> str:
         f"{model.num_key_value_heads:g}",
         "unsupported: only ZeRO 0 to 3 exist": "choose 0, 1, 2 or 3",
         "sms: overlapped exchange needs n_comm_sms": "set aside some, such as 20",
+        "reliability: checkpoints without a bandwidth": "give what all devices together write to storage, such as "
+        "500 GB/s, or leave device_mtbf_s at 0",
         "choice: experts per token among routed experts": f"choose at most {model.n_routed_experts:g}",
         "model: this phase needs an image encoder": f"choose a phase of text, or a model with one: {_with('vision')}",
         "model: this phase needs an image generator": "choose another phase, or a model with one: "

@@ -24,6 +24,7 @@ CHOICES = {
     "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "full"),
     "load.phase": PHASES,
     "plan.prefetch": ("none", "tokens"),
+    "plan.checkpoint": ("file_system", "host"),
     "plan.placement.engram": ("hbm", "host"),
     "plan.placement.optimizer": ("hbm", "host"),
     "plan.placement.activations": ("hbm", "host"),

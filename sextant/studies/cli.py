@@ -1,4 +1,5 @@
-"""The command line: ``sextant run | check | list | show | compare | import | predict | measure | fit | validate``.
+"""The command line: ``sextant run | search | sensitivity | check | list | show | compare | import | predict | measure |
+fit | validate``.
 
 stdout is the answer, stderr progress and warnings. Exit 0: answered; 1: nothing is feasible; 2: bad input.
 Libraries are imported inside the commands, so that ``--help`` and completion answer at once.
@@ -9,23 +10,14 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import sextant
 from sextant.simulator.errors import InputError
-from sextant.studies import cli_validate
-from sextant.studies.console import answer_of as _answer
-from sextant.studies.console import notes as _notes
-from sextant.studies.console import plain
-from sextant.studies.console import print_json as _print_json
-from sextant.studies.console import put as _put
-from sextant.studies.console import question as _question
-from sextant.studies.console import say as _say
-
-if TYPE_CHECKING:
-    pass
+from sextant.studies import cli_validate, plan_commands
+from sextant.studies.console import answer_of, notes, plain, print_json, put, question, say
 
 #: Exit codes, as documented.
 ANSWERED, NOTHING_FEASIBLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -63,23 +55,23 @@ def _guarded() -> int:
         return code if isinstance(code, int) else ANSWERED
     except InputError as error:
         for problem in error.problems:
-            _say(f"error: {plain(str(problem))}")
+            say(f"error: {plain(str(problem))}")
         return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+        say("interrupted")
         return INTERRUPTED
     except Exception as error:
         # typer may bring a click of its own: its usage errors are known by what they can do.
         if not hasattr(error, "format_message"):
             raise
         text = error.format_message()  # type: ignore[attr-defined]
-        _say(text if text.startswith("Usage") else f"error: {plain(text)} (sextant --help lists what there is)")
+        say(text if text.startswith("Usage") else f"error: {plain(text)} (sextant --help lists what there is)")
         return BAD_INPUT
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _put(f"sextant {sextant.__version__}", sys.stdout)
+        put(f"sextant {sextant.__version__}", sys.stdout)
         raise typer.Exit
 
 
@@ -106,25 +98,29 @@ def run(
     n_workers = processes.count(workers)
     if trace and not out:
         raise InputError("--trace writes a file; add --out DIR")
-    asked = _question(scenario, sets)
+    asked = question(scenario, sets)
     if out:
         files.folder(out)
-    answer = _answer(asked, n_workers)
+    answer = answer_of(asked, n_workers)
     if trace and (problem := report.simulated(answer)):
         raise InputError(f"--trace: {problem}")
     written = report.write(answer, out) if out else []
     if out and trace:
         written.append(report.write_trace(answer, out))
     if json:
-        _print_json(report.as_json(answer))
+        print_json(report.as_json(answer))
     else:
         text = tables.answer(answer)
         if out:
             text += "\n" + tables.results(Path(out), written)
-        _put(text, sys.stdout)
-        _notes(answer)
+        put(text, sys.stdout)
+        notes(answer)
     if not answer.result.feasible.any():
         raise typer.Exit(NOTHING_FEASIBLE)
+
+
+for _command in (plan_commands.search, plan_commands.sensitivity):
+    app.command()(_command)
 
 
 @app.command()
@@ -132,11 +128,11 @@ def check(scenario: File, sets: Sets = None, json: AsJson = False) -> None:
     """Show every resolved value of a scenario with its source; run nothing."""
     from sextant.studies import provenance, tables
 
-    leaves = provenance.resolved(_question(scenario, sets))
+    leaves = provenance.resolved(question(scenario, sets))
     if json:
-        _print_json([{"path": x.path, "value": x.value, "text": x.text, "source": x.source} for x in leaves])
+        print_json([{"path": x.path, "value": x.value, "text": x.text, "source": x.source} for x in leaves])
     else:
-        _put(tables.resolved(leaves), sys.stdout)
+        put(tables.resolved(leaves), sys.stdout)
 
 
 @app.command("list")
@@ -149,9 +145,9 @@ def list_(
 
     rows = cards.listing(kind)
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _put(tables.listing(rows), sys.stdout)
+        put(tables.listing(rows), sys.stdout)
 
 
 @app.command()
@@ -174,10 +170,10 @@ def show(
     model = kind in ("model", "models")
     written = cards.write(card, files.folder(out), figure=model) if out else []
     if json:
-        _print_json(card)
+        print_json(card)
         return
     text = card_table.card(card) if model else tables.card(card)
-    _put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
+    put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
 
 
 @app.command()
@@ -189,12 +185,12 @@ def compare(
     """The difference between two scenarios, by metric, operator and resource."""
     from sextant.studies import comparison, tables
 
-    questions = [_question(name) for name in (a, b)]
-    found = comparison.compare(*(_answer(asked) for asked in questions))
+    questions = [question(name) for name in (a, b)]
+    found = comparison.compare(*(answer_of(asked) for asked in questions))
     if json:
-        _print_json(found)
+        print_json(found)
     else:
-        _put(tables.comparison(found), sys.stdout)
+        put(tables.comparison(found), sys.stdout)
 
 
 @app.command()
@@ -219,12 +215,12 @@ def predict(
 
     def progress(n_rows: int) -> None:
         if n_rows >= _PROGRESS_ROWS:
-            _say(f"{n_rows:,} rows")
+            say(f"{n_rows:,} rows")
 
     text, outcome = prediction_table.run(cases, device, out, json=json, progress=progress)
-    _put(text, sys.stdout)
+    put(text, sys.stdout)
     for note in outcome.notes():
-        _say(f"note: {plain(note)}")
+        say(f"note: {plain(note)}")
     if not outcome.n_predicted:
         raise typer.Exit(NOTHING_FEASIBLE)
 
@@ -245,9 +241,9 @@ def import_(
     if out:
         summary["written"] = str(model_file.write(found, out, force=force))
     if json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _put(import_report.text(summary), sys.stdout)
+        put(import_report.text(summary), sys.stdout)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, TextIO
 from sextant.simulator.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sextant.studies.report import Answer
-    from sextant.studies.scenario import Question
+    from sextant.studies.scenario import Check, Question
 
 #: A sweep of fewer points is over before a progress bar is drawn.
 _BAR_POINTS = 2000
@@ -35,8 +37,8 @@ def put(text: str, file: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-def question(scenario: str, sets: list[str] | None = None) -> Question:
-    """The scenario in a file, or the shipped one of that name; InputError where there is neither."""
+def question(scenario: str, sets: list[str] | None = None, checks: Sequence[Check] | None = None) -> Question:
+    """The question that a file, or a shipped scenario's name, asks; InputError offers the nearest names."""
     from sextant.studies import answer, catalogue
 
     found = answer.locate(scenario)
@@ -44,7 +46,7 @@ def question(scenario: str, sets: list[str] | None = None) -> Question:
         known = catalogue.scenario_names()
         remedy = nearest(scenario, known)
         raise InputError(f"{scenario}: there is no such file, nor a shipped scenario of that name; {remedy}")
-    return answer.question(scenario, sets or ())
+    return answer.question(scenario, sets or ()) if checks is None else answer.question(scenario, sets or (), checks)
 
 
 def answer_of(asked: Question, n_workers: int = 1) -> Answer:

@@ -29,8 +29,16 @@ def plan_limits(scenario: Scenario) -> dict[str, Flag]:
         "sms: overlapped exchange needs n_comm_sms": (plan.overlap == "forward_backward")
         & (plan.expert > 1)
         & (np.asarray(plan.n_comm_sms) == 0),
+        **_unsaved(scenario),
         **undefined(scenario),
     }
+
+
+def _unsaved(scenario: Scenario) -> dict[str, Flag]:
+    """Where training may fail, and has no bandwidth to save over."""
+    given = scenario.cluster.reliability
+    fails = (np.asarray(given.device_mtbf_s) > 0) & (scenario.load.phase == "training")
+    return {"reliability: checkpoints without a bandwidth": fails & (np.asarray(given.checkpoint_bytes_per_s) <= 0)}
 
 
 def undefined(scenario: Scenario) -> dict[str, Flag]:

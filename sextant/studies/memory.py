@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sextant.simulator import occupancy
 from sextant.simulator.capacity import CONTEXT_BYTES, FRAGMENTATION_SHARE, Capacity, capacity
 from sextant.simulator.occupancy import StageBytes
 from sextant.simulator.pipeline import PipelineRun
 from sextant.simulator.types import Num, Scenario, Step
-from sextant.studies.stages import Layouts, Stages
+from sextant.studies.stages import Chunk, Layouts, Stages
 from sextant.workloads import buffers, residency, workspace
 
 #: Where a part of the state lies unless ``plan.placement`` says otherwise, by the name that placement gives it.
@@ -41,8 +41,6 @@ class Usage:
 
 def memory_use(scenario: Scenario, stages: Stages | Layouts, step: Step) -> Usage:
     """The fullest rank of a training ``step`` (sharded operators) against the capacities of its device."""
-    if isinstance(stages, Layouts):
-        return _of_points([memory_use(scenario, each, step) for each in stages.choices], stages.which)
     ranks = rank_memories(scenario, stages, step)
     device = scenario.cluster.device
     rank, fullest = _fullest([each.hbm for each in ranks])
@@ -50,78 +48,115 @@ def memory_use(scenario: Scenario, stages: Stages | Layouts, step: Step) -> Usag
     return Usage(hbm=capacity(device, "hbm", fullest, CONTEXT_BYTES), host=capacity(device, "host", host), rank=rank)
 
 
-def _of_points(uses: Sequence[Usage], which: NDArray[np.intp]) -> Usage:
-    """Per point the use under the layout ``which`` names."""
-
-    def chosen(values: Sequence[Num]) -> Num:
-        rows = np.stack([np.broadcast_to(value, which.shape) for value in values])
-        return rows[which, np.arange(len(which))]
-
-    def tier(each: Sequence[Capacity]) -> Capacity:
-        names = dict.fromkeys(name for one in each for name in one.parts)
-        return replace(
-            each[0], parts={name: chosen([one.parts.get(name, 0.0) for one in each]) for name in names},
-            used_bytes=chosen([one.used_bytes for one in each]),
-        )  # fmt: skip
-
-    return Usage(
-        hbm=tier([use.hbm for use in uses]), host=tier([use.host for use in uses]),
-        rank=chosen([use.rank for use in uses]),
-    )  # fmt: skip
-
-
-def rank_memories(scenario: Scenario, stages: Stages, step: Step) -> list[RankMemory]:
+def rank_memories(scenario: Scenario, stages: Stages | Layouts, step: Step) -> list[RankMemory]:
     """Bytes by part of every rank, CUDA's context aside (``capacity`` adds it)."""
-    plan, load = scenario.plan, scenario.load
-    sizes, state = stage_bytes(scenario, stages, step), residency.state_bytes(scenario.model, plan)
-    micro_batches = load.batch / (plan.data * plan.micro_batch)
-    away = plan.placement.get("activations", "hbm") == "host"
+    sizes = _sizes(scenario, step)
     found: list[RankMemory] = []
-    for rank, held in enumerate(stages.ranks):
-        hbm, host = _static(scenario, stages, state, rank)
-        mine = [sizes[stage] for stage in held]
-        schedule = (plan.schedule, rank, len(stages.ranks), micro_batches)
-        hbm["activations"], hbm["workspace"] = occupancy.peak(*schedule, mine, len(held) if _virtual(plan) else 1)
-        if away:
-            kept = [replace(each, kept=_kept(scenario, stages.chunks[s])) for each, s in zip(mine, held, strict=True)]
-            total = occupancy.peak(*schedule, kept, len(held) if _virtual(plan) else 1)[0]
-            host["activations"] = total - hbm["activations"]
-        hbm["fragmentation"] = FRAGMENTATION_SHARE * (hbm["activations"] + hbm["workspace"])
-        found.append(RankMemory(hbm=hbm, host=host))
+    for rank, places in enumerate(stages.ranks):
+        of_rank = cache(lambda held, rank=rank, places=places: _rank_memory(sizes, stages, rank, places, held))
+        # Layouts differ in few ranks, and two of them often agree on what a rank holds.
+        found.append(_picked(stages, lambda each, places=places: tuple(each.chunks[i] for i in places), of_rank))
     return found
 
 
-def stage_bytes(scenario: Scenario, stages: Stages, step: Step) -> list[StageBytes]:
-    """What one micro-batch holds on every stage, and the working sets of its chunks.
+def _picked(
+    stages: Stages | Layouts, key: Callable[[Stages], tuple[Chunk, ...]],
+    of_rank: Callable[[tuple[Chunk, ...]], RankMemory],
+) -> RankMemory:  # fmt: skip
+    """The memory of what ``key`` finds in each point's layout."""
+    if isinstance(stages, Stages):
+        return of_rank(key(stages))
+    each = [of_rank(key(choice)) for choice in stages.choices]
 
-    Beside the largest operator a backward chunk holds the tensors of one layer that ``recompute`` makes again.
-    Activations that live on the host are in HBM while they leave or come back: as the chunk runs, and one chunk on.
-    """
+    def tier(which: str) -> Parts:
+        parts = dict.fromkeys(name for one in each for name in getattr(one, which))
+        return {
+            name: stages.pick(key, lambda held, name=name: getattr(of_rank(held), which).get(name, 0.0))
+            for name in parts
+        }
+
+    return RankMemory(hbm=tier("hbm"), host=tier("host"))
+
+
+def _rank_memory(
+    sizes: _Sizes, stages: Stages | Layouts, rank: int, places: Sequence[int], held: tuple[Chunk, ...]
+) -> RankMemory:
+    """Bytes by part of a rank whose stages ``places`` hold the chunks ``held``."""
+    plan, load = sizes.scenario.plan, sizes.scenario.load
+    micro_batches = load.batch / (plan.data * plan.micro_batch)
+    hbm, host = _static(sizes, [part for chunk in held for part in chunk])
+    hbm["pipeline_buffers"] = buffers.pipeline_bytes(
+        sizes.scenario.model, plan, load, tuple(places), stages.n_stages
+    )  # fmt: skip
+    schedule = (plan.schedule, rank, len(stages.ranks), micro_batches)
+    mine, virtual = [sizes.stage(chunk) for chunk in held], len(held) if _virtual(plan) else 1
+    hbm["activations"], hbm["workspace"] = occupancy.peak(*schedule, mine, virtual)
+    if sizes.away:
+        kept = [replace(each, kept=sizes.of_chunk(chunk)) for each, chunk in zip(mine, held, strict=True)]
+        host["activations"] = occupancy.peak(*schedule, kept, virtual)[0] - hbm["activations"]
+    hbm["fragmentation"] = FRAGMENTATION_SHARE * (hbm["activations"] + hbm["workspace"])
+    return RankMemory(hbm=hbm, host=host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """Bytes of one occurrence of each part, whatever rank holds it: kept by a micro-batch, made again under
+    ``recompute``, the largest operands and those that wait for a weight gradient, state, buffers of libraries."""
+
+    scenario: Scenario
+    kept: Mapping[str, Num]
+    again: Mapping[str, Num]
+    largest: Mapping[str, Mapping[str, Num]]
+    waiting: Mapping[str, tuple[Num, Num]]
+    state: Mapping[str, Mapping[str, Num]]
+    tables: Num
+    exchange: Num
+    collectives: Num
+
+    @property
+    def away(self) -> bool:
+        """Whether activations live on the host."""
+        return self.scenario.plan.placement.get("activations", "hbm") == "host"
+
+    def of_chunk(self, chunk: Chunk) -> Num:
+        """What one micro-batch keeps of a chunk."""
+        return sum((self.kept[part] for part in chunk), 0.0)
+
+    def stage(self, chunk: Chunk) -> StageBytes:
+        """What one micro-batch holds on a stage, and the working sets of its chunks.
+
+        Beside the largest operator a backward chunk holds the tensors of one layer that ``recompute`` makes again.
+        Activations that live on the host are in HBM while they leave or come back: as the chunk runs, and one chunk on.
+        """
+        size, parts = self.of_chunk(chunk), dict.fromkeys(chunk)
+        operands = sum(
+            (self.waiting[p][1] + np.minimum(self.waiting[p][0], self.kept[p] + self.again[p]) for p in chunk), 0.0
+        )
+        leaving = 2.0 * size if self.away else 0.0
+        backward = _most(
+            [np.maximum(self._at(p, "backward_input"), self._at(p, "backward_weight")) + self.again[p] for p in parts]
+        )
+        return StageBytes(
+            kept=0.0 * size if self.away else size, operands=operands,
+            forward=_most([self._at(p, "forward") for p in parts]) + leaving, backward=backward + leaving,
+            weight=_most([self._at(p, "backward_weight") for p in parts]),
+        )  # fmt: skip
+
+    def _at(self, part: str, phase: str) -> Num:
+        return self.largest[part].get(phase, 0.0)
+
+
+def _sizes(scenario: Scenario, step: Step) -> _Sizes:
     plan, model, load = scenario.plan, scenario.model, scenario.load
     kept = residency.activation_bytes(model, plan, load)
     whole = residency.activation_bytes(model, replace(plan, recompute=()), load)
-    largest, waiting = workspace.largest_operands(step), workspace.weight_gradient_operands(step)
-    again = {part: np.maximum(whole[part] - kept[part], 0.0) for part in largest}
-    away = plan.placement.get("activations", "hbm") == "host"
-    found: list[StageBytes] = []
-    for chunk in stages.chunks:
-        size = _kept(scenario, chunk)
-        operands = sum((waiting[p][1] + np.minimum(waiting[p][0], kept[p] + again[p]) for p in chunk), 0.0)
-        backward = _most(
-            [
-                np.maximum(_at(largest[p], "backward_input"), _at(largest[p], "backward_weight")) + again[p]
-                for p in chunk
-            ]
-        )
-        leaving = 2.0 * size if away else 0.0
-        found.append(
-            StageBytes(
-                kept=0.0 * size if away else size, operands=operands,
-                forward=_most([_at(largest[p], "forward") for p in chunk]) + leaving, backward=backward + leaving,
-                weight=_most([_at(largest[p], "backward_weight") for p in chunk]),
-            )
-        )  # fmt: skip
-    return found
+    largest = workspace.largest_operands(step)
+    return _Sizes(
+        scenario=scenario, kept=kept, again={part: np.maximum(whole[part] - kept[part], 0.0) for part in largest},
+        largest=largest, waiting=workspace.weight_gradient_operands(step), state=residency.state_bytes(model, plan),
+        tables=residency.table_bytes(model, plan, load.phase, 1.0)["hbm"] if model.engram_layers else 0.0,
+        exchange=buffers.exchange_bytes(model, plan), collectives=buffers.collective_bytes(model, plan),
+    )  # fmt: skip
 
 
 def timelines(
@@ -129,14 +164,14 @@ def timelines(
 ) -> list[list[tuple[float, float, float]]]:
     """Per rank ``(start_s, end_s, bytes)`` of the HBM in use at every instruction of a simulated step of one point."""
     plan, load = scenario.plan, scenario.load
-    sizes, ranks = stage_bytes(scenario, stages, step), rank_memories(scenario, stages, step)
+    sizes, ranks = _sizes(scenario, step), rank_memories(scenario, stages, step)
     micro_batches = round(float(np.ravel(load.batch / (plan.data * plan.micro_batch))[0]))
     tracks = list(dict.fromkeys(span.track for span in run.spans))
     found: list[list[tuple[float, float, float]]] = []
     for rank, held in enumerate(stages.ranks):
         spans = [span for span in run.spans if span.track == tracks[rank]]
         rows = occupancy.timeline(
-            plan.schedule, rank, len(stages.ranks), micro_batches, [sizes[stage] for stage in held], spans,
+            plan.schedule, rank, len(stages.ranks), micro_batches, [sizes.stage(stages.chunks[i]) for i in held], spans,
             len(held) if _virtual(plan) else 1,
         )  # fmt: skip
         moving = ("activations", "workspace", "fragmentation")
@@ -145,39 +180,26 @@ def timelines(
     return found
 
 
-def _static(
-    scenario: Scenario, stages: Stages, state: Mapping[str, Mapping[str, Num]], rank: int
-) -> tuple[Parts, Parts]:
-    """What lies there all the time on a rank: in HBM, and on the host."""
-    model, plan, load = scenario.model, scenario.plan, scenario.load
+def _static(sizes: _Sizes, parts: Sequence[str]) -> tuple[Parts, Parts]:
+    """What lies there all the time on a rank that holds ``parts``: in HBM, and on the host."""
+    model, plan = sizes.scenario.model, sizes.scenario.plan
     hbm: Parts = {}
     host: Parts = {}
-    layers = stages.layers(rank)
+    layers = {part: float(parts.count(part)) for part in dict.fromkeys(parts)}
     for part, n in layers.items():
-        for name, size in state[part].items():
+        for name, size in sizes.state[part].items():
             place = host if plan.placement.get(_PLACED.get(name, ""), "hbm") == "host" else hbm
             place[name] = place.get(name, 0.0) + n * size
     if model.engram_layers:
-        hbm["engram_tables"] = residency.table_bytes(model, plan, load.phase, 1.0)["hbm"]
+        hbm["engram_tables"] = sizes.tables
     if plan.zero_stage >= 2:
         hbm["gathered"] = residency.gathered_bytes(model, plan, layers)
-    hbm["exchange_buffers"] = buffers.exchange_bytes(model, plan)
-    hbm["collective_buffers"] = buffers.collective_bytes(model, plan)
-    hbm["pipeline_buffers"] = buffers.pipeline_bytes(model, plan, load, stages.ranks[rank], len(stages.chunks))
+    hbm["exchange_buffers"], hbm["collective_buffers"] = sizes.exchange, sizes.collectives
     return hbm, host
 
 
 def _virtual(plan) -> bool:
     return plan.schedule == "interleaved"
-
-
-def _kept(scenario: Scenario, chunk: Sequence[str]) -> Num:
-    kept = residency.activation_bytes(scenario.model, scenario.plan, scenario.load)
-    return sum((kept[part] for part in chunk), 0.0)
-
-
-def _at(phases: Mapping[str, Num], phase: str) -> Num:
-    return phases.get(phase, 0.0)
 
 
 def _most(values: Sequence[Num]) -> Num:

@@ -41,6 +41,13 @@ _TRAINING = (
     Metric(name="tokens_per_day", label="tokens per day"),
     Metric(name="gpu_hours_per_trillion_tokens", label="GPU hours per trillion tokens"),
     Metric(name="usd_per_trillion_tokens", label="USD per trillion tokens", unit="usd"),
+    Metric(name="mtbf_s", label="time between failures", unit="s"),
+    Metric(name="checkpoint_bytes", label="checkpoint, all GPUs", unit="bytes"),
+    Metric(name="checkpoint_s", label="standing still to save it", unit="s"),
+    Metric(name="checkpoint_interval_s", label="work between checkpoints", unit="s"),
+    Metric(name="goodput", label="goodput: time that is lasting work", percent=True),
+    Metric(name="effective_gpu_hours_per_trillion_tokens", label="GPU hours per trillion tokens, with failures"),
+    Metric(name="effective_usd_per_trillion_tokens", label="USD per trillion tokens, with failures", unit="usd"),
 )
 _SERVING = (
     Metric(name="tpot_s", label="time per output token", unit="s"),
@@ -80,6 +87,8 @@ _COMPARED = (
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
 
 
+#: From ten hours on, hours say more than seconds.
+_LONG_S = 36_000.0
 #: Units that the end of a name tells, the longest first.
 _SUFFIXES = ("flops_per_s", "bytes_per_s", "per_s", "bytes", "s")
 
@@ -113,6 +122,8 @@ def shown(name: str, value: float) -> str:
     if metric is not None and metric.percent:
         return f"{100 * value:.2f}%"
     unit = metric.unit if metric else next((unit for unit in _SUFFIXES if name.endswith(f"_{unit}")), "")
+    if unit == "s" and value >= _LONG_S:
+        return f"{value / 3600:.1f} h"
     if unit == "s" and value >= 1:
         return f"{value:.3f} s"
     if unit in ("", "per_s", "usd"):

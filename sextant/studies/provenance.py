@@ -79,7 +79,7 @@ def canonical(question: Question) -> str:
                 fields[rest] = paths.get(record, rest)
         lines.append(f"{top}: {_flow(fields)}")
     for key, value in (
-        ("axes", scenario.axes), ("solve", scenario.solve),
+        ("axes", scenario.axes), ("solve", scenario.solve), ("search", scenario.search),
         ("constraints", scenario.constraints), ("objectives", scenario.objectives),
         ("engine", scenario.engine), ("seed", scenario.seed), ("published", question.published),
     ):  # fmt: skip

@@ -67,10 +67,14 @@ def planned(answer: Answer, point: int = 0) -> bool:
     return bool(answer.result.columns["step_time_s"][point] > 0)
 
 
+#: Seconds that no operator's time is part of.
+_OF_THE_MACHINE = ("mtbf_s", "checkpoint_s", "checkpoint_interval_s")
+
+
 def scales(name: str) -> bool:
     """Whether a metric moves with the step time, so that its interval follows from the step's."""
     timed = name.endswith("_s") or name.startswith(("tokens_per", "images_per", "mfu", "gpu_hours", "usd_per"))
-    return timed and name not in ("step_time_low_s", "step_time_high_s")
+    return timed and name not in ("step_time_low_s", "step_time_high_s", *_OF_THE_MACHINE)
 
 
 def comparisons(answer: Answer, point: int = 0, groups: Sequence[str] | None = None) -> dict[str, published.Comparison]:

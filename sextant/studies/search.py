@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.types import Flag, Plan, Result, Scenario
-from sextant.studies import answer, catalogue, metrics, search_space, training
+from sextant.studies import answer, metrics, search_space, training
 from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.pareto import front
 
@@ -106,11 +106,13 @@ class Found:
 def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
     """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number.
 
-    Deterministic, in the order of the nested loops recompute, overlap, schedule, pipeline, virtual stages, ZeRO stage,
-    tensor, context, data, expert, micro-batch. InputError if the scenario sweeps or solves fields, or nothing is left.
+    Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap,
+    schedule, pipeline, virtual stages, ZeRO stage, tensor, context, data, expert, micro-batch. InputError if the
+    scenario sweeps or solves fields, or nothing is left.
     """
     if scenario.axes or scenario.solve:
         raise InputError("a search varies the plan alone; remove axes and solve, or use `sextant run`")
+    scenario = replace(scenario, engine="analytic")
     space = search_space.values(scenario)
     families = [_family(scenario, space, *key) for key in _families(scenario, space)]
     if not any(groups for groups in families):
@@ -124,6 +126,12 @@ def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda don
             results.append(found)
             progress(len(done), total)
     return _collected(scenario, done, results)
+
+
+def objective(scenario: Scenario) -> str:
+    """What makes a plan good where nobody says: the scenario's first objective, or the usual one of its phase."""
+    usual = {"training": "step_time_s", "image_generation": "images_per_s_per_device"}
+    return next(iter(scenario.objectives), usual.get(scenario.load.phase, "tokens_per_s_per_device"))
 
 
 def metric(found: Found, by: str) -> str:
@@ -153,17 +161,16 @@ def _family(
     schedules: Sequence[str],
 ) -> list[Group]:  # fmt: skip
     """The groups whose operators are the same, whatever their schedule."""
-    stages = "plan.zero_stage" in catalogue.STRUCTURAL
     groups = []
     for name, pipeline, virtual in product(schedules, space["pipeline"], space["virtual_stages"]):
         if not _makes_sense(name, pipeline, virtual, space):
             continue
-        for zero in [(z,) for z in space["zero_stage"]] if stages else [tuple(space["zero_stage"])]:
+        for zero in space["zero_stage"]:
             plan = replace(
                 scenario.plan, schedule=name, pipeline=pipeline, virtual_stages=virtual, recompute=recompute,
-                overlap=overlap, n_comm_sms=sms, layers_per_stage=(), zero_stage=zero[0],
+                overlap=overlap, n_comm_sms=sms, layers_per_stage=(), zero_stage=zero,
             )  # fmt: skip
-            numbers = _numbers(scenario, {**space, "zero_stage": zero}, pipeline)
+            numbers = _numbers(scenario, {**space, "zero_stage": (zero,)}, pipeline)
             if len(numbers["tensor"]):
                 reasons = _reasons(_with(scenario, plan, numbers), len(numbers["tensor"]))
                 groups.append(Group(plan=plan, numbers=numbers, reasons=reasons))
@@ -172,7 +179,7 @@ def _family(
 
 def _makes_sense(name: str, pipeline: float, virtual: float, space: Mapping[str, Sequence[Any]]) -> bool:
     """Whether this is a plan of its own: without a pipeline every schedule is the same, and only interleaved has
-    several virtual stages, of which one is 1F1B."""
+    several virtual stages; with one it is 1F1B."""
     if pipeline == 1:
         return virtual == space["virtual_stages"][0] and name == ("1f1b" if "1f1b" in space["schedule"] else name)
     several = any(v > 1 for v in space["virtual_stages"])
@@ -192,7 +199,9 @@ def _numbers(scenario: Scenario, space: Mapping[str, Sequence[Any]], pipeline: f
 
 
 def _with(scenario: Scenario, plan: Plan, numbers: Mapping[str, Any]) -> Scenario:
-    return replace(scenario, plan=replace(plan, **numbers))
+    # The ZeRO stage changes what is built: it is the group's, and a number in the answer alone.
+    varied = {name: values for name, values in numbers.items() if name != "zero_stage"}
+    return replace(scenario, plan=replace(plan, **varied))
 
 
 def _reasons(scenario: Scenario, n_points: int) -> dict[str, NDArray[np.bool_]]:
@@ -236,7 +245,7 @@ def _rows(group: Group) -> NDArray[np.float64]:
 def _timed(scenario: Scenario, plan: Plan, rows: NDArray[np.float64]) -> TimedStep:
     """The operators of the plans whose numbers are ``rows``."""
     names = ("pipeline", *_NUMBERS[1:])
-    return training.timed_step(_with(scenario, plan, {name: rows[:, i] for i, name in enumerate(names)}))
+    return training.timed_step(_with(scenario, plan, {name: rows[:, i] for i, name in enumerate(names)})).merged()
 
 
 def _collected(scenario: Scenario, groups: Sequence[Group], results: Sequence[Result]) -> Found:
@@ -252,16 +261,22 @@ def _collected(scenario: Scenario, groups: Sequence[Group], results: Sequence[Re
             plans[name][span] = _filled(group, name)
         for text, hit in group.reasons.items():
             if hit.any():
-                reasons.setdefault(text, np.zeros(n_plans, dtype=bool))[span] = hit
+                _mark(reasons, text, n_plans, start + np.flatnonzero(hit))
         for name, values in found.columns.items():
-            columns.setdefault(name, np.zeros(n_plans))[at] = values
-        for i in np.flatnonzero(~found.feasible):
-            for text in found.limits[i]:
-                reasons.setdefault(_kind(text), np.zeros(n_plans, dtype=bool))[at[i]] = True
+            if name not in columns:
+                columns[name] = np.zeros(n_plans)
+            columns[name][at] = values
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for i in np.flatnonzero(~found.feasible).tolist():
+            alike.setdefault(found.limits[i], []).append(i)
+        for text, members in ((text, members) for texts, members in alike.items() for text in texts):
+            _mark(reasons, _kind(text), n_plans, at[members])
         start = span.stop
     if scenario.load.phase == "training":
         _constrain(scenario, columns, reasons)
-    warnings = dict.fromkeys(note for found in results for note in found.warnings)
+    # Fields that a search sets have an effect in some of its plans: notes are about the most of them.
+    noted = replace(scenario, plan=replace(groups[0].plan, zero_stage=np.unique(plans["zero_stage"])))
+    warnings = dict.fromkeys((*(note for found in results for note in found.warnings), *answer.notes(noted)))
     return Found(
         scenario=scenario, plans=plans, columns=columns, reasons=reasons, warnings=tuple(warnings),
         n_evaluated=sum(len(found.feasible) for found in results),
@@ -281,6 +296,13 @@ def _filled(group: Group, name: str) -> Any:
     column = np.empty(group.n_points, dtype=object)
     column.fill(value)
     return column
+
+
+def _mark(reasons: dict[str, NDArray[np.bool_]], text: str, n_plans: int, at: NDArray[np.intp]) -> None:
+    """Note that a reason rules out the plans at ``at``."""
+    if text not in reasons:
+        reasons[text] = np.zeros(n_plans, dtype=bool)
+    reasons[text][at] = True
 
 
 def _kind(text: str) -> str:

@@ -23,11 +23,13 @@ from sextant.studies.layers import Catalogue, Entry
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters
 
-#: What a search varies, from the outermost loop to the innermost: the order of plans that are equally good.
+#: What a search varies.
 FIELDS = (
     "schedule", "pipeline", "virtual_stages", "overlap", "n_comm_sms", "recompute", "zero_stage", "tensor", "context",
     "data", "expert", "micro_batch",
 )  # fmt: skip
+#: Schedules whose steps are formulas; those in a V are played point by point, and searched where a scenario lists them.
+_SCHEDULES = tuple(name for name in schedule.NAMES if name not in schedule.VEES)
 _MICRO_BATCHES = (1.0, 2.0, 4.0, 8.0)
 _VIRTUAL_STAGES = (2.0, 4.0)
 _CONTEXTS = (1.0, 2.0, 4.0, 8.0)
@@ -67,7 +69,7 @@ def values(scenario: Scenario) -> dict[str, tuple[Any, ...]]:
     node_size = int(next(iter(cluster.tiers.values())).n_devices)
     heads = int(model.num_key_value_heads if model.attention == "gqa" else model.num_attention_heads)
     default: dict[str, tuple[Any, ...]] = {
-        "schedule": schedule.NAMES if training else (scenario.plan.schedule,),
+        "schedule": _SCHEDULES if training else (scenario.plan.schedule,),
         "pipeline": tuple(p for p in _divisors(n_devices) if p <= _n_units(scenario)) if training else (1.0,),
         "virtual_stages": (1.0, *_VIRTUAL_STAGES) if training else (1.0,),
         "overlap": (), "n_comm_sms": (),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
@@ -129,8 +129,10 @@ def layouts(scenario: Scenario, timed: TimedStep, n_points: int) -> Iterator[tup
     names, costs = _part_costs(scenario, timed, n_points)
     rows, which = np.unique(costs, axis=0, return_inverse=True)
     found: dict[Stages, list[NDArray[np.intp]]] = {}
+    layers = timed.step.layers
+    units = tuple(tuple(part for part in unit if part in layers) for unit in parameters.units(scenario.model))
     for i, row in enumerate(rows):
-        stages = partition(scenario, timed.step.layers, dict(zip(names, row.tolist(), strict=True)))
+        stages = partition(scenario, units, tuple(zip(names, row.tolist(), strict=True)))
         found.setdefault(stages, []).append(np.flatnonzero(which.ravel() == i))
     for stages, indices in found.items():
         yield np.sort(np.concatenate(indices)), stages
@@ -153,22 +155,32 @@ def _part_costs(scenario: Scenario, timed: TimedStep, n_points: int) -> tuple[li
     return list(columns), np.round(costs / longest / _COST_STEP) * _COST_STEP
 
 
-def partition(scenario: Scenario, layers: Mapping[str, Num], costs: Mapping[str, float]) -> Stages:
+def partition(scenario: Scenario, units: tuple[Chunk, ...], costs: tuple[tuple[str, float], ...]) -> Stages:
     """Layers on stages: as ``plan.layers_per_stage`` says, or balanced by ``costs`` per part over the ranks.
 
-    ``parameters.units`` says what a cut may not separate.
+    ``units`` (``parameters.units``) says what a cut may not separate.
     """
     plan = scenario.plan
-    units: list[Chunk] = [tuple(part for part in unit if part in layers) for unit in parameters.units(scenario.model)]
-    ranks = schedule.stages_of_ranks(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))
-    n_stages = min(schedule.n_stages(plan.schedule, int(plan.pipeline), int(plan.virtual_stages)), len(units))
-    if n_stages < len(ranks) * len(ranks[0]) and plan.schedule not in ("dualpipe", *schedule.VEES):
-        ranks = schedule.stages_of_ranks(plan.schedule, n_stages)
-    if plan.layers_per_stage:
-        cuts = [0, *np.cumsum(plan.layers_per_stage).astype(int).tolist()]
+    return _partition(
+        plan.schedule, int(plan.pipeline), int(plan.virtual_stages), plan.layers_per_stage, units, costs
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=8192)
+def _partition(
+    name: str, pipeline: int, virtual: int, layers_per_stage: tuple[float, ...], units: tuple[Chunk, ...],
+    costs: tuple[tuple[str, float], ...],
+) -> Stages:  # fmt: skip
+    ranks = schedule.stages_of_ranks(name, pipeline, virtual)
+    n_stages = min(schedule.n_stages(name, pipeline, virtual), len(units))
+    if n_stages < len(ranks) * len(ranks[0]) and name not in ("dualpipe", *schedule.VEES):
+        ranks = schedule.stages_of_ranks(name, n_stages)
+    if layers_per_stage:
+        cuts = [0, *np.cumsum(layers_per_stage).astype(int).tolist()]
         cuts[-1] = len(units)
     else:
-        sums = tuple(round(sum(costs[part] for part in unit), 6) for unit in units)
+        each = dict(costs)
+        sums = tuple(round(sum(each[part] for part in unit), 6) for unit in units)
         cuts = list(balance(sums, n_stages, ranks))
     runs = [units[a:b] for a, b in pairwise(cuts)]
     return Stages(chunks=tuple(tuple(p for unit in run for p in unit) for run in runs), ranks=ranks)

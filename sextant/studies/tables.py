@@ -47,7 +47,7 @@ def _point(found: Answer) -> str:
             pair = beside.get(name)
             row += [shown(name, pair.published), f"{100 * float(pair.error):+.1f}%"] if pair else ["", ""]
         add(table, row)
-    lines = [plain(found.question.scenario.name), *_solved(found), rendered(table), *_memory(found)]
+    lines = [plain(found.question.scenario.name), *_solved(found), rendered(table), *_time(found), *_memory(found)]
     shares = ", ".join(f"{100 * share:.0f}% {name}" for name, share in result.provenance.items())
     lines.append(f"operator times: {shares}")
     sources = dict.fromkeys(pair.source for pair in beside.values())
@@ -55,6 +55,28 @@ def _point(found: Answer) -> str:
         lines.append(_clipped("published: " + "; ".join(sources)))
     reasons = report.limits(found, 0)
     return "\n".join([*lines, *([f"infeasible: {plain(reason)}" for reason in reasons] or ["feasible"])])
+
+
+def _time(found: Answer) -> list[str]:
+    """Where the time of the step goes, by block and pass, as a table that adds up."""
+    from sextant.studies.parts import messages_s, parts
+
+    rows = parts(found.result)
+    if not rows:
+        return []
+    step_s = float(found.result.columns["step_time_s"][0])
+    training = found.question.scenario.load.phase == "training"
+    table = grid(
+        "where the time goes", *((">forward", ">gradients", ">of weights") if training else ()), ">all", ">share"
+    )
+    for part in rows:
+        passes = [shown("x_s", x) if x else "" for x in part.passes or (0.0, 0.0, 0.0)] if training else []
+        add(table, (part.name, *passes, shown("x_s", part.seconds), f"{100 * part.seconds / step_s:.1f}%"))
+    add(table, ("whole step", *(("", "", "") if training else ()), shown("x_s", step_s), "100.0%"))
+    sent = messages_s(found.result)
+    exposed = float(found.result.columns.get("exposed_comm_s", [0.0])[0])
+    note = f"messages: {shown('x_s', sent)} in all, {shown('x_s', exposed)} of it exposed"
+    return ["", rendered(table), *([note] if sent else []), ""]
 
 
 def _memory(found: Answer) -> list[str]:

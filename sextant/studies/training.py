@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
-from sextant.simulator.evaluate import TimedStep, in_line_s, interval, provenance_shares, time_ops
+from sextant.simulator.evaluate import TimedStep, distinct_points, in_line_s, interval, provenance_shares, time_ops
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
 from sextant.simulator.trace import Counter
-from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
-from sextant.studies import played
+from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
+from sextant.studies import goodput, played
 from sextant.studies.breakdown import breakdown
 from sextant.studies.chunk_traffic import ends_s, loaded_chunk_times
 from sextant.studies.limits import plan_limits
@@ -64,7 +64,7 @@ def memory_by_rank(scenario: Scenario) -> list[RankMemory]:
     """Memory of every rank of a training scenario of one point, by part."""
     timed = timed_step(scenario)
     stages = layout(scenario, timed, 1).at(0)
-    return rank_memories(scenario, stages, timed.step)
+    return rank_memories(scenario, stages, sharded_step(scenario))
 
 
 def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]]]:
@@ -76,9 +76,18 @@ def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]
 
 def timed_step(scenario: Scenario) -> TimedStep:
     """Every operator of a micro-batch with its time. It depends on the schedule only by what the plan overlaps."""
+    step = sharded_step(scenario)
+    found = None if np.ndim(scenario.plan.n_comm_sms) else distinct_points(step, scenario.cluster)
+    step = step if found is None else found[0]
+    timed = with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
+    return timed if found is None else timed.take(found[1])
+
+
+def sharded_step(scenario: Scenario) -> Step:
+    """Every operator of a micro-batch as one device runs it."""
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    step = shard(scenario.model.step(scenario.load, scenario.plan, node_size), scenario.model, scenario.plan, node_size)
-    return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
+    model, plan = scenario.model, scenario.plan
+    return shard(model.step(scenario.load, plan, node_size), model, plan, node_size)
 
 
 def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detail: bool = True) -> Result:
@@ -97,16 +106,17 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
         run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
-    optimizer_s = np.max(_optimizer(scenario, stages, node_size).seconds(), axis=0) + ends_s(scenario, stages)
+    optimizer_s = np.max(_optimizer_s(scenario, stages, node_size), axis=0) + ends_s(scenario, stages)
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
-    memory = memory_use(scenario, stages, timed.step)
+    memory, rates = memory_use(scenario, stages, sharded_step(scenario)), _rates(scenario, step_s, used)
     columns = {
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
         **{name: value for name, value in run.items() if name != "pipeline_s"},
-        "optimizer_s": optimizer_s, **_rates(scenario, step_s, used), "hbm_bytes": memory.hbm.used_bytes,
-        "hbm_free_bytes": memory.hbm.free_bytes, **{f"hbm_{p}_bytes": b for p, b in memory.hbm.parts.items()},
+        "optimizer_s": optimizer_s, **rates, **goodput.columns(scenario, stages, rates),
+        "hbm_bytes": memory.hbm.used_bytes, "hbm_free_bytes": memory.hbm.free_bytes,
+        **{f"hbm_{p}_bytes": b for p, b in memory.hbm.parts.items()},
         "fullest_rank": memory.rank, **({"host_bytes": memory.host.used_bytes} if memory.host.parts else {}),
     }  # fmt: skip
     reasons: Mapping[str, Flag] = {
@@ -232,18 +242,20 @@ def _mean(values: Sequence[Num]) -> Num:
     return sum(values, 0.0) / len(values)
 
 
-def _optimizer(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -> TimedStep:
-    """The optimizer of every distinct rank: a row each, of one column or one per point."""
+def _optimizer_s(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -> Num:
+    """Seconds of the optimizer on every distinct rank: a row each, of one column or one per point."""
     plan, model = scenario.plan, scenario.model
     held = [stages.layers(rank) for rank in range(len(stages.ranks))]
     unique = {tuple((part, np.asarray(n).tobytes()) for part, n in sorted(each.items())): each for each in held}
-    columns = {
-        part: np.stack(
-            [np.atleast_1d(row) for row in np.broadcast_arrays(*(r.get(part, 0.0) for r in unique.values()))]
-        )
-        for part in dict.fromkeys(part for each in held for part in each)
-    }
-    return time_ops(optimizer_step(model, plan, columns, node_size), scenario.cluster)
+    columns: dict[str, Num] = {}
+    for part in dict.fromkeys(part for each in held for part in each):
+        rows = np.broadcast_arrays(*(each.get(part, 0.0) for each in unique.values()))
+        columns[part] = np.stack([np.atleast_1d(row) for row in rows])
+    step = optimizer_step(model, plan, columns, node_size)
+    found = distinct_points(step, scenario.cluster)
+    if found is None:
+        return time_ops(step, scenario.cluster).seconds()
+    return np.asarray(time_ops(found[0], scenario.cluster).seconds())[found[1]]
 
 
 def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:

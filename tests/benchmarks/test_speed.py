@@ -10,8 +10,11 @@ import pytest
 
 from sextant.simulator import paths, schedule
 from sextant.simulator.jitter import Jitter, factors
+from sextant.simulator.partition import balance
 from sextant.simulator.pipeline import ChunkSeconds, finish, simulate
+from sextant.studies import stages
 from sextant.studies.answer import evaluate, question
+from sextant.studies.search import search
 
 DECODE_POINTS, PLANS = 16_384, 2_000
 
@@ -72,6 +75,35 @@ def test_training_plans(benchmark, random):
     result = benchmark(evaluate, replace(scenario, plan=plan), n)
     _rate(benchmark, n)
     assert len(result.feasible) == n
+
+
+def test_training_plans_that_all_differ(benchmark):
+    """The same for a grid without repetitions: every degree, micro-batches, ZeRO stages, and the bandwidth between
+    nodes, so that no two plans have an operator in common."""
+    scenario = question("deepseek_v3_h800_training", ["engine=analytic"]).scenario
+    degrees = ([1.0, 2.0, 4.0], [8.0, 16.0, 32.0, 64.0], [32.0, 64.0, 128.0], [1.0, 2.0])
+    grids = np.meshgrid(*degrees, np.linspace(20e9, 100e9, 28))
+    tensor, expert, data, micro_batch, bandwidth = (each.ravel() for each in grids)
+    plan = replace(scenario.plan, data=data, expert=expert, tensor=tensor, micro_batch=micro_batch)
+    cluster = paths.put(scenario.cluster, "tiers.infiniband.link.bandwidth_bytes_per_s", bandwidth)
+    result = benchmark(evaluate, replace(scenario, plan=plan, cluster=cluster), len(tensor))
+    _rate(benchmark, len(tensor))
+    assert len(result.feasible) == len(tensor)
+
+
+def test_search_over_2048_devices(benchmark):
+    """All plans of DeepSeek-V3, from nothing: the partitions and schedules found before are forgotten."""
+    scenario = question("deepseek_v3_h800_training").scenario
+
+    def forget():
+        for known in (balance, stages._partition, schedule._counted, schedule._peaks, schedule.instructions):
+            known.cache_clear()
+
+    found = benchmark.pedantic(search, (scenario,), setup=forget, rounds=1 if benchmark.stats is None else 3)
+    if benchmark.stats is not None:
+        benchmark.extra_info["plans_per_s"] = round(found.n_plans / benchmark.stats.stats.median)
+        benchmark.extra_info["evaluated_per_s"] = round(found.n_evaluated / benchmark.stats.stats.median)
+    assert found.feasible.any()
 
 
 def test_one_training_answer_on_the_event_engine(benchmark):

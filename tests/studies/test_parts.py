@@ -1,0 +1,51 @@
+"""Where the time of a step goes: everything is somewhere, nothing twice."""
+
+import pytest
+
+from sextant.studies import catalogue, tables
+from sextant.studies.answer import answer, question
+from sextant.studies.parts import REST, messages_s, parts
+from sextant.studies.report import Answer
+
+
+@pytest.mark.parametrize("name", catalogue.scenario_names())
+def test_the_parts_add_up_to_the_step(name):
+    """Of every shipped scenario; only training has a rest, and it is small."""
+    found = answer(question(name))
+    if len(found.feasible) > 1:
+        return
+    rows = {part.name: part.seconds for part in parts(found)}
+    step = found.columns["step_time_s"][0]
+    assert sum(rows.values()) == pytest.approx(step, rel=1e-9)
+    assert len(rows) == len(parts(found))
+    if found.columns.get("bubble_s") is None:
+        assert abs(rows.get(REST, 0.0)) < 1e-6 * step
+    else:
+        assert abs(rows.get(REST, 0.0)) < 0.12 * step
+
+
+def test_passes_are_those_of_the_operators():
+    """A part's passes add up to it, and all operators are in one."""
+    found = answer(question("deepseek_v3_h800_training"))
+    made = [part for part in parts(found) if part.passes]
+    assert all(sum(part.passes) == pytest.approx(part.seconds) for part in made)
+    compute = sum(row["seconds"] for row in found.breakdown.values() if row["stream"] == "compute")
+    assert sum(part.seconds for part in made) == pytest.approx(compute)
+    assert messages_s(found) > found.columns["exposed_comm_s"][0]
+
+
+def test_alone_and_even_nothing_is_left():
+    """One rank without overlap: the operators are the step, with its optimizer and messages."""
+    sets = ["engine=analytic", "plan.pipeline=1", "plan.data=2048", "plan.schedule=1f1b", "plan.overlap=none",
+            "plan.n_comm_sms=0", "load.batch=16384"]  # fmt: skip
+    found = answer(question("deepseek_v3_h800_training", sets))
+    rows = {part.name: part.seconds for part in parts(found)}
+    assert abs(rows.get(REST, 0.0)) < 1e-6 * found.columns["step_time_s"][0]
+
+
+def test_run_shows_it():
+    """Blocks, bubble, optimizer and the step itself."""
+    asked = question("deepseek_v3_h800_training")
+    text = tables.answer(Answer(question=asked, result=answer(asked)))
+    words = ("where the time goes", "attention", "feed-forward", "bubble", "optimizer", "exposed messages", "100.0%")
+    assert all(word in text for word in words)
