@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sextant.simulator.kernels import estimate, with_sms, without_hbm
+from sextant.simulator.kernels.collective import N_CHANNELS
+from sextant.simulator.overlap import exposed_s
 from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
@@ -55,7 +57,8 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
     """Time every operator of ``step`` on ``cluster``, each distinct shape once.
 
     Compute operators run on the SMs that ``n_comm_sms`` leaves, with the HBM bandwidth that ``hbm_share`` of it taken
-    by communication leaves; communication has the links to itself.
+    by communication leaves; communication has the links to itself. Messages ``beside`` an operator last as long as what
+    they add to it.
     """
     device = cluster.device
     if np.any(np.asarray(n_comm_sms) > 0):
@@ -71,7 +74,23 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
         if key not in seen:
             seen[key] = estimate(op, where)
         timed.append(TimedOp(op=op, time=seen[key]))
-    return TimedStep(step=step, ops=tuple(timed))
+    return TimedStep(step=step, ops=tuple(_beside(timed, device)))
+
+
+def _beside(timed: Sequence[TimedOp], device: Device) -> Iterator[TimedOp]:
+    """``timed`` with messages that run beside an operator reduced to what they add to it.
+
+    KeyError if a message is beside an operator that its part does not have.
+    """
+    hiders = {(item.op.part, item.op.name): item for item in timed} if any(item.op.beside for item in timed) else {}
+    for item in timed:
+        if not item.op.beside:
+            yield item
+            continue
+        time = item.time
+        added = exposed_s(time.seconds, hiders[item.op.part, item.op.beside].seconds, N_CHANNELS / device.n_sms)
+        scale = added / np.maximum(time.seconds, 1e-30)
+        yield replace(item, time=replace(time, seconds=added, low=time.low * scale, high=time.high * scale))
 
 
 def is_message(op: Op) -> bool:

@@ -9,11 +9,11 @@ import numpy as np
 from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.evaluate import TimedStep, in_line_s, interval, provenance_shares, time_ops
-from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.limits import plan_limits
+from sextant.studies.sends import blocked, waited_s
 from sextant.studies.stages import ChunkTimes, Stages, chunk_times, layouts
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
@@ -46,9 +46,9 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
     """What every rank of the pipeline does and when, of a training scenario of one point, by the event engine."""
     plan, load, timed = scenario.plan, scenario.load, _timed(scenario)
     ((_, stages),) = layouts(scenario, timed, 1)
-    chunks = chunk_times(scenario, timed, stages)
+    chunks = blocked(scenario, chunk_times(scenario, timed, stages))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    return _run(plan, chunks, _pick(micro_batches, 0), _pick(_send_s(scenario), 0), 0)
+    return _run(plan, chunks, _pick(micro_batches, 0), _pick(waited_s(scenario), 0), 0)
 
 
 def _timed(scenario: Scenario) -> TimedStep:
@@ -60,7 +60,7 @@ def _timed(scenario: Scenario) -> TimedStep:
 def _evaluate(scenario: Scenario, timed: TimedStep, stages: Stages, n_points: int) -> Result:
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    chunks = chunk_times(scenario, timed, stages)
+    chunks = blocked(scenario, chunk_times(scenario, timed, stages))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
@@ -92,7 +92,7 @@ def _pipeline(
 ) -> dict[str, Num]:
     """Seconds of the pipeline and of its parts as rank 0 spends them; the event engine goes point by point."""
     plan = scenario.plan
-    send_s = _send_s(scenario)
+    send_s = waited_s(scenario)
     if scenario.engine == "event":
         runs = [_simulated(plan, chunks, _pick(micro_batches, i), _pick(send_s, i), i) for i in range(n_points)]
         return {name: np.array([run[name] for run in runs]) for name in runs[0]}
@@ -168,16 +168,6 @@ def _exposed(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) ->
         elif kind in ("B", "BW"):
             total = total + n * chunks.backward_messages[b]
     return total
-
-
-def _send_s(scenario: Scenario) -> Num:
-    """Activations of one micro-batch between two stages, which lie on different nodes; mHC sends every stream."""
-    model, plan, load = scenario.model, scenario.plan, scenario.load
-    size = 2.0 * model.n_streams * model.hidden_size * plan.micro_batch * load.context_tokens / plan.tensor
-    shape = {"n_gpus": 2.0, "n_gpus_per_node": 1.0, "message_bytes": size}
-    return estimate(
-        operator("collective", "pipeline_send", "bf16", shape, variant="send_recv"), scenario.cluster
-    ).seconds
 
 
 def _mean(values: Sequence[Num]) -> Num:

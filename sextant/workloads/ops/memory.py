@@ -31,6 +31,7 @@ def moved(
 ) -> Op:
     """One memory-bound kernel that reads and writes so many bytes; by default tensor parallelism divides it.
 
+    What lies on the residual is divided by ``sequence``: by tensor parallelism too, if that is sequence parallel.
     ``variant`` is a kind of access that the ``memory`` kernel tells apart.
     """
     shards = {degree: ("read_bytes", "write_bytes") for degree in sharded}
@@ -46,12 +47,12 @@ def residual_norm(name: str, place: Place, n_tokens: Num, width: Num) -> list[Op
     Backward reads the saved input and both gradients and writes one; under ``recompute`` ``norm`` the normalised
     tensor is made again in the backward pass.
     """
-    size = 2.0 * n_tokens * width
-    ops = [moved(name, place, 2 * size, 2 * size)]
+    size, split = 2.0 * n_tokens * width, ("sequence",)
+    ops = [moved(name, place, 2 * size, 2 * size, sharded=split)]
     if place.training:
         if "norm" in place.recompute:
-            ops.append(moved(name + "_recompute", place, size, size, "backward_input"))
-        ops.append(moved(name + "_backward", place, 3 * size, size, "backward_input", variant="norm_backward"))
+            ops.append(moved(name + "_recompute", place, size, size, "backward_input", split))
+        ops.append(moved(name + "_backward", place, 3 * size, size, "backward_input", split, "norm_backward"))
     return ops
 
 

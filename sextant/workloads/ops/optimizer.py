@@ -28,6 +28,10 @@ def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num)
         n = sum((count * sizes[part][group] for part, count in layers.items()), 0.0)
         near = np.maximum(node_size / apart[group], 1.0)
         ops += _group(group, kind, n, copies[group], near)
+    if model.tie_word_embeddings and ("embedding" in layers) != ("head" in layers):
+        # The two stages that hold the shared table add up their gradients; they lie on different nodes.
+        size = kind.gradient_bytes * model.vocab_size * model.hidden_size / plan.tensor
+        ops.append(_collective("tied_gradients", "all_reduce", size, 2.0, 1.0))
     if "engram" in layers:
         ops.append(_tables(kind, layers["engram"] * engram.table_parameters(model), plan))
     return Step(phase="optimizer", ops=tuple(ops), n_tokens=0.0, layers={"optimizer": 1.0})
@@ -50,6 +54,7 @@ def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Nu
     share = n / n_replicas
     read = share * (kind.master_bytes + kind.moment_bytes + kind.gradient_bytes)
     write = share * (kind.master_bytes + kind.moment_bytes + kind.weight_bytes)
+    gradients = share * kind.gradient_bytes
     ops = [
         _collective(f"{name}_gradients", "reduce_scatter", n * kind.gradient_bytes, n_replicas, n_gpus_per_node),
         _collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node),
@@ -57,6 +62,14 @@ def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Nu
         moved(f"{name}_adamw", place, read, write, "optimizer", (), "adam"),
         moved(f"{name}_gradient_reset", place, 0.0 * n, n * kind.gradient_bytes, "optimizer", ()),
     ]
+    if kind.loss_scaled:
+        # Gradients are divided by the loss scale while infinities are looked for, clipped in a pass of its own, and the
+        # 16-bit weights copied from the FP32 ones, which the update writes alone.
+        ops += [
+            moved(f"{name}_unscale", place, gradients, gradients, "optimizer", ()),
+            moved(f"{name}_clip", place, gradients, gradients, "optimizer", ()),
+            moved(f"{name}_weight_copy", place, share * kind.master_bytes, 0.0 * share, "optimizer", ()),
+        ]
     if kind.quantised:
         # FP8 copies of the weights in both layouts, made once per step: rows for the forward, columns for the backward.
         size = 2.0 * n * BYTES[kind.linear]

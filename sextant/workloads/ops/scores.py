@@ -1,0 +1,50 @@
+"""Attention that is not fused: scores written out, masked, normalised and dropped by kernels of their own.
+
+This is how training code ran before fused attention kernels: products batched over heads compute every pair of query
+and key, also the masked ones; the softmax reads the visible ones only and writes zeros over the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sextant.simulator.kernels import BYTES, operator
+from sextant.simulator.types import Num, Op
+from sextant.workloads.ops.memory import Place, moved
+
+#: Bytes of an element of a dropout mask.
+MASK_BYTES = 1.0
+
+
+def unfused(
+    place: Place, format: str, batch: Num, heads: Num, q_len: Num, kv_len: Num, dim: Num, dropout: Num, causal: float = 1.0
+) -> list[Op]:  # fmt: skip
+    """Scores, masked softmax, dropout and the weighted sum of ``batch`` x ``heads`` heads, forward and (training)
+    backward, where 0 < ``dropout`` runs a kernel. Under recompute ``attention`` the forward part runs again in the
+    backward pass, so that nothing of (q_len, kv_len) is kept (arXiv:2205.05198 s5, selective recomputation)."""
+    groups = batch * heads
+    element, scores = BYTES[format], groups * q_len * kv_len
+    size, visible = element * scores, element * scores * (1.0 - causal * (kv_len - 1.0) / (2.0 * kv_len))
+    mask = MASK_BYTES * scores
+
+    def product(name: str, m: Num, n: Num, k: Num, phase: str = "forward") -> Op:
+        return operator(
+            "batched_gemm", name, format, {"groups": groups, "m": m, "n": n, "k": k}, part=place.part,
+            block=place.block, phase=phase, count=place.count, shards={"tensor": ("groups",)},
+        )  # fmt: skip
+
+    back = "backward_input"
+    dropped = bool(dropout > 0)
+    ops = [product("scores", q_len, kv_len, dim), moved("softmax", place, visible, size, variant="softmax")]
+    if dropped:
+        ops.append(moved("attention_dropout", place, size, size + mask, variant="dropout"))
+    ops.append(product("weighted_sum", q_len, dim, kv_len))
+    if not place.training:
+        return ops
+    if "attention" in place.recompute and "full" not in place.recompute:
+        ops += [replace(op, name=f"{op.name}_recompute", phase=back) for op in ops]
+    ops += [product("value_dgrad", kv_len, dim, q_len, back), product("weights_dgrad", q_len, kv_len, dim, back)]
+    if dropped:
+        ops.append(moved("attention_dropout_backward", place, size + mask, size, back, variant="dropout_backward"))
+    ops.append(moved("softmax_backward", place, 2.0 * visible, size, back, variant="softmax_backward"))
+    return [*ops, product("query_dgrad", q_len, dim, kv_len, back), product("key_dgrad", kv_len, dim, q_len, back)]
