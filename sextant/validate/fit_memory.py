@@ -78,7 +78,8 @@ _FIXED: Mapping[str, Mapping[str, float]] = {
 #: Memory-bound operators of the kernel cases.
 OPS = (
     "copy", "rmsnorm", "rmsnorm_backward", "layernorm", "gelu", "swiglu", "swiglu_backward", "add", "cast",
-    "cast_transpose", "requant_transpose", "rope", "permute", "unpermute", "routing", "adam",
+    "cast_transpose", "requant_transpose", "rope", "permute", "unpermute", "routing", "adam", "dropout",
+    "dropout_backward", "softmax", "softmax_backward", "column_sum", "scale", "square_sum", "adam_fp32",
 )  # fmt: skip
 
 

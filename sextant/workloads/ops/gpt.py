@@ -52,7 +52,7 @@ def feedforward_half(place: Place, model, recipe: Recipe, m: Num) -> list[Op]:
     ops.append(moved("mlp_bias_gelu", place, size, size, variant="gelu"))
     if place.training:
         ops.append(moved("mlp_bias_gelu_backward", place, 2.0 * size, size, "backward_input", variant="gelu"))
-        ops.append(moved("mlp_bias_gradient", place, size, 0.0 * size, "backward_weight"))
+        ops.append(moved("mlp_bias_gradient", place, size, 0.0 * size, "backward_weight", variant="column_sum"))
     ops += linear("mlp_down", place, m, h, width, recipe, split="k")
     return ops + bias_dropout_add("mlp_dropout_add", place, m, h, model.hidden_dropout)
 
@@ -73,7 +73,7 @@ def bias(name: str, place: Place, n_tokens: Num, width: Num) -> list[Op]:
     size = 2.0 * n_tokens * width
     ops = [moved(name, place, size, size, variant="gelu")]
     if place.training:
-        ops.append(moved(f"{name}_gradient", place, size, 0.0 * size, "backward_weight"))
+        ops.append(moved(f"{name}_gradient", place, size, 0.0 * size, "backward_weight", variant="column_sum"))
     return ops
 
 
@@ -88,7 +88,8 @@ def bias_dropout_add(name: str, place: Place, n_tokens: Num, width: Num, dropout
         if dropped:
             back = "backward_input"
             ops.append(moved(f"{name}_backward", place, size + mask, size, back, _RESIDUAL, "dropout_backward"))
-        ops.append(moved(f"{name}_bias_gradient", place, size, 0.0 * size, "backward_weight", _RESIDUAL))
+        summed = ("backward_weight", _RESIDUAL, "column_sum")
+        ops.append(moved(f"{name}_bias_gradient", place, size, 0.0 * size, *summed))
     return ops
 
 

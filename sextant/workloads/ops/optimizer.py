@@ -52,29 +52,37 @@ def _group(name: str, kind: Recipe, n: Num, n_replicas: Num, n_gpus_per_node: Nu
     """Operators for ``n`` parameters of this device that ``n_replicas`` devices share."""
     place = Place(part="optimizer", block=name)
     share = n / n_replicas
-    read = share * (kind.master_bytes + kind.moment_bytes + kind.gradient_bytes)
-    write = share * (kind.master_bytes + kind.moment_bytes + kind.weight_bytes)
     gradients = share * kind.gradient_bytes
     ops = [
         _collective(f"{name}_gradients", "reduce_scatter", n * kind.gradient_bytes, n_replicas, n_gpus_per_node),
         _collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node),
-        moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", ()),
-        moved(f"{name}_adamw", place, read, write, "optimizer", (), "adam"),
+        moved(f"{name}_gradient_norm", place, gradients, 0.0 * share, "optimizer", (), "square_sum"),
+        *_update(name, place, kind, share),
         moved(f"{name}_gradient_reset", place, 0.0 * n, n * kind.gradient_bytes, "optimizer", ()),
     ]
-    if kind.loss_scaled:
-        # Gradients are divided by the loss scale while infinities are looked for, clipped in a pass of its own, and the
-        # 16-bit weights copied from the FP32 ones, which the update writes alone.
-        ops += [
-            moved(f"{name}_unscale", place, gradients, gradients, "optimizer", ()),
-            moved(f"{name}_clip", place, gradients, gradients, "optimizer", ()),
-            moved(f"{name}_weight_copy", place, share * kind.master_bytes, 0.0 * share, "optimizer", ()),
-        ]
     if kind.quantised:
         # FP8 copies of the weights in both layouts, made once per step: rows for the forward, columns for the backward.
         size = 2.0 * n * BYTES[kind.linear]
         ops.append(moved(f"{name}_weight_cast", place, n * kind.weight_bytes, size, "optimizer", ()))
     return ops
+
+
+def _update(name: str, place: Place, kind: Recipe, share: Num) -> list[Op]:
+    """AdamW on ``share`` parameters: one kernel that also writes the 16-bit weights.
+
+    Of a loss-scaled recipe: gradients are divided by the scale while infinities are looked for, clipped in a pass of
+    their own, and the weights copied after the update.
+    """
+    state, weights = share * (kind.master_bytes + kind.moment_bytes), share * kind.weight_bytes
+    gradients = share * kind.gradient_bytes
+    if not kind.loss_scaled:
+        return [moved(f"{name}_adamw", place, state + gradients, state + weights, "optimizer", (), "adam")]
+    return [
+        moved(f"{name}_unscale", place, gradients, gradients, "optimizer", (), "scale"),
+        moved(f"{name}_clip", place, gradients, gradients, "optimizer", (), "scale"),
+        moved(f"{name}_adamw", place, state + gradients, state, "optimizer", (), "adam_fp32"),
+        moved(f"{name}_weight_copy", place, share * kind.master_bytes, weights, "optimizer", ()),
+    ]
 
 
 def _collective(name: str, variant: str, size: Num, n_gpus: Num, n_gpus_per_node: Num) -> Op:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sextant.simulator.kernels import BYTES, operator
+from sextant.simulator.kernels.attention import visible_pairs
 from sextant.simulator.types import Num, Op
 from sextant.workloads.ops.memory import Place, moved
 
@@ -23,8 +24,8 @@ def unfused(
     backward, where 0 < ``dropout`` runs a kernel. Under recompute ``attention`` the forward part runs again in the
     backward pass, so that nothing of (q_len, kv_len) is kept (arXiv:2205.05198 s5, selective recomputation)."""
     groups = batch * heads
-    element, scores = BYTES[format], groups * q_len * kv_len
-    size, visible = element * scores, element * scores * (1.0 - causal * (kv_len - 1.0) / (2.0 * kv_len))
+    scores = groups * q_len * kv_len
+    size, visible = BYTES[format] * scores, BYTES[format] * groups * visible_pairs(q_len, kv_len, causal)
     mask = MASK_BYTES * scores
 
     def product(name: str, m: Num, n: Num, k: Num, phase: str = "forward") -> Op:
