@@ -57,7 +57,7 @@ def busy_s(tasks: Sequence[Task], stream: str) -> Num:
 
 
 def exposed_s(message_s: Num, compute_s: Num, sm_share: Num) -> Num:
-    """Seconds that a message adds to the operator beside it, when its kernel takes ``sm_share`` of the SMs while it runs.
+    """Seconds that a message adds to the operator beside it, while its kernel takes ``sm_share`` of the SMs.
 
     The operator then loses that share of its speed. Where the message ends first it adds ``sm_share`` of its own time;
     where the operator ends first, what is left of the message.

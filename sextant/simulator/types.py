@@ -140,8 +140,8 @@ class Op:
     parallel degree divides (or multiplies, with a leading ``*``). ``flops``,
     ``traffic_bytes`` and ``message_bytes`` are for one execution.
     ``part`` is the layer kind it belongs to, ``block`` the piece of that layer (``attention``, ``mlp`` ...), ``phase``
-    one of forward, backward_input, backward_weight, optimizer. A message ``beside`` an operator of the same part is sent
-    while that one computes.
+    one of forward, backward_input, backward_weight, optimizer. A message ``beside`` an operator of the same part is
+    sent while that one computes.
     """
 
     kind: str
@@ -182,9 +182,9 @@ class Plan:
     """How the model is laid over the cluster. Degrees multiply to the devices used: tensor x context x pipeline x data.
 
     ``expert`` divides the routed experts over that many devices of the ``data`` x ``tensor`` group.
-    ``n_comm_sms`` SMs are set aside for communication kernels. ``sequence_parallel`` splits norms, dropout and residuals
-    over the tensor group too, which then gathers and scatters where it otherwise sums. ``attention`` is ``fused``, or
-    ``unfused``: scores written out. With ``blocking_sends`` a stage computes nothing while it sends to its neighbours.
+    ``n_comm_sms`` SMs are set aside for communication kernels. ``sequence_parallel`` splits norms, dropout and
+    residuals over the tensor group too, which then gathers and scatters where it otherwise sums. ``attention`` is
+    ``fused``, or ``unfused``: scores written out. With ``blocking_sends`` a stage computes nothing while it sends to its neighbours.
     """
 
     tensor: Num = 1.0

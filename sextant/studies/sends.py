@@ -12,9 +12,9 @@ from sextant.studies.stages import ChunkTimes
 
 
 def send_s(scenario: Scenario) -> Num:
-    """Seconds of one micro-batch's activations between two stages, which lie on different nodes; mHC sends every stream.
+    """Seconds of one micro-batch's activations between two stages, which lie on different nodes.
 
-    Every tensor rank sends its share over its own network card. Without sequence parallelism the next stage gathers
+    mHC sends every stream. Every tensor rank sends its share over its own network card. Without sequence parallelism the next stage gathers
     the whole from the shares.
     """
     model, plan, load = scenario.model, scenario.plan, scenario.load
@@ -31,7 +31,7 @@ def send_s(scenario: Scenario) -> Num:
 
 
 def waited_s(scenario: Scenario) -> Num:
-    """Seconds between the end of a chunk and the earliest start of the next stage's, the sender working on meanwhile."""
+    """Seconds from the end of a chunk to the earliest start of the next stage's, the sender working on meanwhile."""
     return 0.0 if scenario.plan.blocking_sends else send_s(scenario)
 
 

@@ -100,7 +100,10 @@ def layer_parameters(model) -> dict[str, dict[str, Num]]:
         "dense_layer": dense,
         "moe_layer": moe,
         "mtp": {**inner, "mtp_projection": 2.0 * h * h, "mtp_norm": 3.0 * h},
-        "head": {"head": 0.0 * vocabulary if model.tie_word_embeddings else vocabulary, "norm": (2.0 if plain else 1.0) * h},
+        "head": {
+            "head": 0.0 * vocabulary if model.tie_word_embeddings else vocabulary,
+            "norm": (2.0 if plain else 1.0) * h,
+        },
         "generation": model.generation.parameters(h) if model.generation else {},
     }
 

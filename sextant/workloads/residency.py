@@ -116,8 +116,8 @@ def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
 
     Inputs of linear layers are kept in the recipe's saved format, inputs of norms and of attention in BF16; what
     ``recompute`` names is made again instead: ``norm`` the normalised tensors, ``mla_up`` the expanded queries, keys
-    and values, ``swiglu`` the product of gate and up, ``attention`` scores that are written out, ``full`` everything but
-    the layer's input. What lies on the residual is split over the tensor group by sequence parallelism alone.
+    and values, ``swiglu`` the product of gate and up, ``attention`` scores that are written out, ``full`` everything
+    but the layer's input. What lies on the residual is split over the tensor group by sequence parallelism alone.
     """
     kind = recipe(plan.formats)
     m = plan.micro_batch * load.context_tokens / plan.tensor / plan.context

@@ -1,4 +1,4 @@
-"""Kernels of training code that is not compiled: dropout with its mask, column sums, the steps of a loss-scaled optimizer.
+"""Kernels of training code that is not compiled: dropout with its mask, column sums, steps of a loss-scaled optimizer.
 
 They are torch's own (library ``torch``), each one kernel; the optimizer's are its multi-tensor kernels over one tensor.
 The masked softmax is this package's Triton kernel with one warp per row, which it keeps in registers, as the fused
@@ -150,9 +150,10 @@ def build_square_sum(case: Case, target: Target) -> Prepared:
     def check(g: Tensor) -> float:
         return require_close(torch._foreach_norm([g])[0], g.double().norm(), what="norm")
 
-    return _prepared(
-        target, lambda: (_draw(target, n, dtype=torch.float32),), lambda g: torch._foreach_norm([g]), check, 4.0 * n, 4.0
-    )
+    def inputs() -> tuple[Tensor, ...]:
+        return (_draw(target, n, dtype=torch.float32),)
+
+    return _prepared(target, inputs, lambda g: torch._foreach_norm([g]), check, 4.0 * n, 4.0)
 
 
 def build_adam_fp32(case: Case, target: Target) -> Prepared:

@@ -1,5 +1,7 @@
 """Masked softmax of attention scores, one warp per row: a row lies in registers, is read once and written once."""
 
+# pyright: reportIndexIssue=false
+# (a jitted function is launched by subscripting it with its grid)
 from __future__ import annotations
 
 import torch

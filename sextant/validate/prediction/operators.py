@@ -182,6 +182,8 @@ def moved_rows(op: str, c: Columns) -> dict[str, Num]:
         return {"rows": c["n_tokens"] * np.ceil(c["hidden"] / PIECE)}
     if op == "rope":
         return {"rows": c["n_tokens"], "width": c["heads"] * c["head_dim"]}
+    if op.startswith("softmax"):
+        return {"rows": c["batch"] * c["heads"] * c["q_len"], "width": c["kv_len"]}
     return {"rows": c["n_tokens"]} if op == "routing" else {}
 
 

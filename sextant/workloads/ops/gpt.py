@@ -34,8 +34,6 @@ def attention_half(
         ops += attention.core(place, batch, heads, kv_heads, seq, kv_len, dim, dim)
     else:
         ops += unfused(place, recipe.attention, batch, heads, seq, kv_len, dim, model.attention_dropout)
-    # Heads lie outermost in the batched products, tokens in the linear layers.
-    ops.append(moved("heads_to_tokens", place, 2.0 * m * heads * dim, 2.0 * m * heads * dim))
     if place.training:
         size = 2.0 * m * width
         ops.append(moved("qkv_gradient_concat", place, size, size, "backward_input"))
@@ -58,7 +56,7 @@ def feedforward_half(place: Place, model, recipe: Recipe, m: Num) -> list[Op]:
 
 
 def layer_norm(name: str, place: Place, n_tokens: Num, width: Num) -> list[Op]:
-    """LayerNorm of (n_tokens, width) in 16 bits, and in the backward pass the sum of its and the residual's gradient."""
+    """LayerNorm of (n_tokens, width) in 16 bits, and backward the sum of its and the residual's gradient."""
     size = 2.0 * n_tokens * width
     ops = [moved(name, place, size, size, sharded=_RESIDUAL, variant="layernorm")]
     if place.training:

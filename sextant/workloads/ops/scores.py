@@ -18,7 +18,8 @@ MASK_BYTES = 1.0
 
 
 def unfused(
-    place: Place, format: str, batch: Num, heads: Num, q_len: Num, kv_len: Num, dim: Num, dropout: Num, causal: float = 1.0
+    place: Place, format: str, batch: Num, heads: Num, q_len: Num, kv_len: Num, dim: Num, dropout: Num,
+    causal: float = 1.0,
 ) -> list[Op]:  # fmt: skip
     """Scores, masked softmax, dropout and the weighted sum of ``batch`` x ``heads`` heads, forward and (training)
     backward, where 0 < ``dropout`` runs a kernel. Under recompute ``attention`` the forward part runs again in the
@@ -34,12 +35,22 @@ def unfused(
             block=place.block, phase=phase, count=place.count, shards={"tensor": ("groups",)},
         )  # fmt: skip
 
+    def softmax(name: str, n_read: Num, phase: str = "forward") -> Op:
+        shape = {"read_bytes": n_read * visible, "write_bytes": size, "rows": groups * q_len, "width": kv_len}
+        return operator(
+            "memory", name, "bf16", shape, variant=name, part=place.part, block=place.block, phase=phase,
+            count=place.count, shards={"tensor": ("read_bytes", "write_bytes", "rows")},
+        )  # fmt: skip
+
     back = "backward_input"
     dropped = bool(dropout > 0)
-    ops = [product("scores", q_len, kv_len, dim), moved("softmax", place, visible, size, variant="softmax")]
+    ops = [product("scores", q_len, kv_len, dim), softmax("softmax", 1.0)]
     if dropped:
         ops.append(moved("attention_dropout", place, size, size + mask, variant="dropout"))
     ops.append(product("weighted_sum", q_len, dim, kv_len))
+    # Heads lie outermost in the batched products, tokens in the linear layers.
+    output = BYTES[format] * groups * q_len * dim
+    ops.append(moved("heads_to_tokens", place, output, output))
     if not place.training:
         return ops
     if "attention" in place.recompute and "full" not in place.recompute:
@@ -47,5 +58,5 @@ def unfused(
     ops += [product("value_dgrad", kv_len, dim, q_len, back), product("weights_dgrad", q_len, kv_len, dim, back)]
     if dropped:
         ops.append(moved("attention_dropout_backward", place, size + mask, size, back, variant="dropout_backward"))
-    ops.append(moved("softmax_backward", place, 2.0 * visible, size, back, variant="softmax_backward"))
+    ops.append(softmax("softmax_backward", 2.0, back))
     return [*ops, product("query_dgrad", q_len, dim, kv_len, back), product("key_dgrad", kv_len, dim, q_len, back)]
