@@ -184,7 +184,7 @@ class Plan:
     ``expert`` divides the routed experts over that many devices of the ``data`` x ``tensor`` group.
     ``n_comm_sms`` SMs are set aside for communication kernels. ``sequence_parallel`` splits norms, dropout and
     residuals over the tensor group too, which then gathers and scatters where it otherwise sums. ``attention`` is
-    ``fused``, or ``unfused``: scores written out. With ``blocking_sends`` a stage computes nothing while it sends to its neighbours.
+    ``fused``, or ``unfused``: scores written out. With ``blocking_sends`` a stage computes nothing while it sends.
     """
 
     tensor: Num = 1.0

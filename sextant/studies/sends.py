@@ -14,8 +14,8 @@ from sextant.studies.stages import ChunkTimes
 def send_s(scenario: Scenario) -> Num:
     """Seconds of one micro-batch's activations between two stages, which lie on different nodes.
 
-    mHC sends every stream. Every tensor rank sends its share over its own network card. Without sequence parallelism the next stage gathers
-    the whole from the shares.
+    mHC sends every stream. Every tensor rank sends its share over its own network card; without sequence parallelism
+    the next stage gathers the whole from the shares.
     """
     model, plan, load = scenario.model, scenario.plan, scenario.load
     size = 2.0 * model.n_streams * model.hidden_size * plan.micro_batch * load.context_tokens

@@ -15,8 +15,8 @@ _SPREAD = ("expert", "engram")
 def shard(step: Step, model, plan: Plan, node_size: Num) -> Step:
     """The operators that one device runs of ``step`` under ``plan``; bytes and FLOPs over all devices are conserved.
 
-    Tensor parallelism splits heads and widths, and costs ``tensor_messages``. Expert parallelism pools the tokens of its
-    group over fewer experts per device. ``node_size`` is the number of devices of the innermost tier.
+    Tensor parallelism splits heads and widths, and costs ``tensor_messages``. Expert parallelism pools the tokens
+    of its group over fewer experts per device. ``node_size`` is the number of devices of the innermost tier.
     """
     degrees = {
         "tensor": plan.tensor, "expert": plan.expert, "sequence": plan.tensor if plan.sequence_parallel else 1.0,

@@ -1,4 +1,4 @@
-"""GPT models as Megatron-LM ran them in 2022: FLOPs, parameters, activations and messages against published formulas."""
+"""GPT models as Megatron-LM ran them in 2022: FLOPs, parameters, activations, messages against published formulas."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_model_flops_are_those_of_the_operators(name):
 
 @pytest.mark.parametrize(("name", "billions"), tuple(zip(NAMES, (22, 175, 530, 1000), strict=True)))
 def test_parameters_are_what_the_name_says(name, billions):
-    """12 L h^2 (1 + 13 / 12h + (V + s) / 12hL) exactly (arXiv:2104.04473 equation 2), and the name's number within 1%."""
+    """12 L h^2 (1 + 13 / 12h + (V + s) / 12hL) exactly (arXiv:2104.04473 equation 2), the name's number within 1%."""
     found = model(name)
     n_layers, h = found.num_hidden_layers, found.hidden_size
     final_norm = 2 * h
@@ -63,8 +63,8 @@ def test_parameters_are_what_the_name_says(name, billions):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_of_a_layer_are_the_papers(name):
-    """s b h (10 + 24/t + 5as/ht) without sequence parallelism, 34/t + 5as/ht with it, 34/t with selective recompute, and
-    the input alone with full recompute (arXiv:2205.05198 Table 2)."""
+    """s b h (10 + 24/t + 5as/ht) without sequence parallelism, 34/t + 5as/ht with it, 34/t with selective recompute,
+    and the input alone with full recompute (arXiv:2205.05198 Table 2)."""
     found = model(name)
     a, h, t, b = found.num_attention_heads, found.hidden_size, 8.0, 4.0
     scores = 5 * a * S / (h * t)
@@ -80,7 +80,7 @@ def test_activations_of_a_layer_are_the_papers(name):
 
 
 def test_state_is_eighteen_bytes_per_parameter():
-    """FP16 weights, FP32 main gradients, master weights and two moments; the last of several stages has a table copy."""
+    """FP16 weights, FP32 main gradients, master weights, two moments; the last of several stages has a table copy."""
     found = model("megatron-22b")
     state = residency.state_bytes(found, plan(zero_stage=0.0))
     device = residency.device_parameters(found, plan())

@@ -30,7 +30,7 @@ DEVICE = Device(
         "power_w": "400 W (hmc-tech.com A100 SXM)",
         "price_usd_per_h": "assumed: 1.2 USD/h; set it to what you pay",
         "clock_under_load": "0.983: 258 TFLOP/s of a BF16 product of 8192 x 8192 x 8192 with normally distributed "
-        "values, repeated at the power limit (thonking.ai, strangely-matrix-multiplications, cuBLAS, 2022), over the 262.5 of "
-        "the table that the products were fitted to",
+        "values, repeated at the power limit (thonking.ai, strangely-matrix-multiplications, cuBLAS, 2022), over the "
+        "262.5 of the table that the products were fitted to",
     },
 )

@@ -39,13 +39,13 @@ ATTENTION = ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_hea
 STREAMED: Mapping[str, tuple[float, float]] = {
     "rmsnorm": (1, 1), "layernorm": (1, 1), "gelu": (1, 1), "add": (2, 1), "swiglu": (2, 1),
     "rmsnorm_backward": (2, 1), "swiglu_backward": (3, 2), "column_sum": (1, 0),
-}
+}  # fmt: skip
 
 #: Bytes read and written per FP32 element by the steps of an optimizer of a loss-scaled recipe.
 OPTIMIZER: Mapping[str, tuple[float, float]] = {"scale": (4, 4), "square_sum": (4, 0), "adam_fp32": (16, 12)}
 
 #: Bytes of an element of a dropout mask.
-_MASK_BYTES = 1.0  # fmt: skip
+_MASK_BYTES = 1.0
 
 #: Operators that work on whole rows of tokens, one block of threads each; values of a row that one block sums.
 BY_ROW, PIECE = ("rmsnorm", "layernorm", "rmsnorm_backward"), 1024.0
