@@ -111,9 +111,9 @@ KINDS: Mapping[str, CaseKind] = {
     ),
     "dropout": _rows("n_tokens", "hidden", formats=PLAIN), "dropout_backward": _back("n_tokens", "hidden"),
     "column_sum": _back("n_tokens", "hidden"),
-    "softmax": CaseKind(needed=("batch", "heads", "q_len"), defaults={"kv_len": "q_len"}),
+    "softmax": CaseKind(needed=("batch", "heads", "kv_len"), defaults={"q_len": "kv_len"}),
     "softmax_backward": CaseKind(
-        needed=("batch", "heads", "q_len"), defaults={"kv_len": "q_len"}, directions=_EITHER
+        needed=("batch", "heads", "kv_len"), defaults={"q_len": "kv_len"}, directions=_EITHER
     ),
     "scale": CaseKind(needed=("n_elements",), formats=("fp32",)),
     "square_sum": CaseKind(needed=("n_elements",), formats=("fp32",)),
