@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
+from sextant.simulator.kernels.collective import N_CHANNELS
+from sextant.simulator.overlap import exposed_s
 from sextant.simulator.spread import Varying
 from sextant.simulator.types import Cluster, Correction, Device, Estimate, Num, Op, Step
 
@@ -140,7 +142,7 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
 
     Compute operators run on the SMs that ``n_comm_sms`` leaves, with the HBM bandwidth that ``hbm_share`` of it taken
     by communication leaves. Communication has the links to itself; kernels of the expert exchange copy more slowly
-    beside compute, where there is a share.
+    beside compute, where there is a share. Messages ``beside`` an operator last as long as what they add to it.
     """
     device = cluster.device
     if np.any(np.asarray(n_comm_sms) > 0):
@@ -160,7 +162,23 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
             if np.any(beside) and op.kind == "expert_exchange":
                 seen[key] = _slower(seen[key], np.where(beside, COPY_SLOWDOWN, 1.0))
         timed.append(TimedOp(op=op, time=seen[key]))
-    return TimedStep(step=step, ops=tuple(timed))
+    return TimedStep(step=step, ops=tuple(_beside(timed, device)))
+
+
+def _beside(timed: Sequence[TimedOp], device: Device) -> Iterator[TimedOp]:
+    """``timed`` with messages that run beside an operator reduced to what they add to it.
+
+    KeyError if a message is beside an operator that its part does not have.
+    """
+    hiders = {(item.op.part, item.op.name): item for item in timed} if any(item.op.beside for item in timed) else {}
+    for item in timed:
+        if not item.op.beside:
+            yield item
+            continue
+        time = item.time
+        added = exposed_s(time.seconds, hiders[item.op.part, item.op.beside].seconds, N_CHANNELS / device.n_sms)
+        scale = added / np.maximum(time.seconds, 1e-30)
+        yield replace(item, time=replace(time, seconds=added, low=time.low * scale, high=time.high * scale))
 
 
 def _slower(time: Estimate, factor: Num) -> Estimate:

@@ -54,3 +54,12 @@ def makespan_s(tasks: Sequence[Task]) -> Num:
 def busy_s(tasks: Sequence[Task], stream: str) -> Num:
     """Seconds of work on ``stream``."""
     return sum((task.seconds for task in tasks if task.stream == stream), 0.0)
+
+
+def exposed_s(message_s: Num, compute_s: Num, sm_share: Num) -> Num:
+    """Seconds that a message adds to the operator beside it, while its kernel takes ``sm_share`` of the SMs.
+
+    The operator then loses that share of its speed. Where the message ends first it adds ``sm_share`` of its own time;
+    where the operator ends first, what is left of the message.
+    """
+    return np.maximum(message_s - compute_s, sm_share * message_s)

@@ -171,7 +171,8 @@ class Op:
     ``traffic_bytes`` and ``message_bytes`` are for one execution.
     ``follows`` is ``experts`` where the work is that of the tokens which a device's experts receive.
     ``part`` is the layer kind it belongs to, ``block`` the piece of that layer (``attention``, ``mlp`` ...), ``phase``
-    one of forward, backward_input, backward_weight, optimizer.
+    one of forward, backward_input, backward_weight, optimizer. A message ``beside`` an operator of the same part is
+    sent while that one computes.
     """
 
     kind: str
@@ -191,6 +192,7 @@ class Op:
     block: str = ""
     phase: str = "forward"
     follows: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +216,9 @@ class Plan:
     ``expert`` divides the routed experts over that many devices of the ``data`` x ``tensor`` group.
     ``n_comm_sms`` SMs are set aside for communication kernels. ``checkpoint`` is where training saves its state
     (``file_system`` or ``host`` memory first), every ``checkpoint_interval_s`` of work (0: as often as is best).
+    ``sequence_parallel`` splits norms, dropout and residuals over the tensor group too, which then gathers and scatters where it otherwise
+    sums. ``attention`` is ``fused``, or ``unfused``: scores written out. With ``blocking_sends`` a stage computes
+    nothing while it sends.
     """
 
     tensor: Num = 1.0
@@ -235,6 +240,9 @@ class Plan:
     prefetch: str = "none"
     checkpoint: str = "file_system"
     checkpoint_interval_s: Num = 0.0
+    sequence_parallel: bool = True
+    attention: str = "fused"
+    blocking_sends: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,7 +159,7 @@ def _ignored(scenario: Scenario) -> list[str]:
     """What the scenario says and this version does not use."""
     plan, load = scenario.plan, scenario.load
     training = load.phase == "training"
-    used = ("none", "forward_backward") if training else ("none", "two_batch")
+    used = ("none", "forward_backward", "tensor") if training else ("none", "two_batch")
     unused = {
         f"plan.overlap: {plan.overlap} means nothing in {load.phase}": plan.overlap not in used,
         "plan.overlap: forward_backward needs the dualpipe or dualpipev schedule": training

@@ -19,9 +19,10 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 #: What the text fields of a plan may say.
 CHOICES = {
     "plan.schedule": NAMES,
-    "plan.overlap": ("none", "forward_backward", "two_batch"),
+    "plan.overlap": ("none", "forward_backward", "two_batch", "tensor"),
+    "plan.attention": ("fused", "unfused"),
     "plan.formats": tuple(RECIPES),
-    "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "full"),
+    "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "attention", "full"),
     "load.phase": PHASES,
     "plan.prefetch": ("none", "tokens"),
     "plan.checkpoint": ("file_system", "host"),
@@ -30,6 +31,7 @@ CHOICES = {
     "plan.placement.activations": ("hbm", "host"),
     "plan.placement.ema": ("hbm", "host"),
     "model.attention": ("mla", "gqa"),
+    "model.hidden_act": ("silu", "gelu"),
     "model.topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
 }
 

@@ -15,6 +15,7 @@ from sextant.workloads.transformer import Transformer
 #: What the predictions of a group rest on, and to what it was fitted.
 _SIZES = "none"
 _TIMES = "kernel efficiencies and the exchange of experts, to H100 and H200 kernels"
+_A100_TIMES = "kernel efficiencies, to A100 products and collectives and H100 and H200 kernels"
 _KERNELS = "kernel efficiencies, to H100 and H200 kernels"
 
 #: The sequence length of the published FLOPs per token.
@@ -99,7 +100,8 @@ def _scenarios() -> list[dict[str, Any]]:
         found = report.Answer(question=asked, result=answering.answer(asked))
         for group in asked.published:
             for metric, pair in report.comparisons(found, groups=(group,)).items():
-                rows.append(_row(group, pair, _TIMES, exact=metric == "kv_bytes_per_token"))
+                fitted = _A100_TIMES if asked.scenario.cluster.device.name.startswith("a100") else _TIMES
+                rows.append(_row(group, pair, fitted, exact=metric == "kv_bytes_per_token"))
     return rows
 
 

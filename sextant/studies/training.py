@@ -8,7 +8,6 @@ import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.evaluate import TimedStep, distinct_points, in_line_s, interval, provenance_shares, time_ops
-from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.result import join, result
 from sextant.simulator.trace import Counter
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
@@ -18,6 +17,7 @@ from sextant.studies.chunk_traffic import ends_s, loaded_chunk_times
 from sextant.studies.limits import plan_limits
 from sextant.studies.memory import RankMemory, memory_use, rank_memories, timelines
 from sextant.studies.played import pick
+from sextant.studies.sends import blocked, send_bytes, waited_s
 from sextant.studies.stages import ChunkTimes, Layouts, Stages, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
@@ -43,9 +43,9 @@ def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
     """What every rank of the pipeline does and when, of a training scenario of one point, by the event engine."""
     plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     stages = layout(scenario, timed, 1)
-    chunks = loaded_chunk_times(scenario, timed, stages)
+    chunks = blocked(scenario, loaded_chunk_times(scenario, timed, stages))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    each = played.point(plan, chunks, micro_batches, _send_s(scenario), 0)
+    each = played.point(plan, chunks, micro_batches, waited_s(scenario), 0)
     return played.slowest_replica(scenario, stages, each) if scenario.cluster.varies else each.run()
 
 
@@ -54,10 +54,10 @@ def pipeline_counters(scenario: Scenario, run: pipeline.PipelineRun) -> list[Cou
     plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     stages = layout(scenario, timed, 1)
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    each = played.point(plan, loaded_chunk_times(scenario, timed, stages), micro_batches, _send_s(scenario), 0)
+    each = played.point(plan, loaded_chunk_times(scenario, timed, stages), micro_batches, waited_s(scenario), 0)
     kept = residency.activation_bytes(scenario.model, plan, load)
     held = [pick(sum((kept[part] for part in chunk), 0.0), 0) for chunk in stages.at(0).chunks]
-    return played.counters(each, run, held, pick(_send_bytes(scenario), 0))
+    return played.counters(each, run, held, pick(send_bytes(scenario), 0))
 
 
 def memory_by_rank(scenario: Scenario) -> list[RankMemory]:
@@ -98,11 +98,11 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    chunks = loaded_chunk_times(scenario, timed, stages)
+    chunks = blocked(scenario, loaded_chunk_times(scenario, timed, stages))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
     if scenario.cluster.varies:
-        points = [played.point(plan, chunks, micro_batches, _send_s(scenario), i) for i in range(n_points)]
+        points = [played.point(plan, chunks, micro_batches, waited_s(scenario), i) for i in range(n_points)]
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
         run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
@@ -137,7 +137,7 @@ def _pipeline(
     """Seconds of the pipeline and of its parts, as its ranks spend them on average; the event engine goes point by
     point."""
     plan = scenario.plan
-    send_s = _send_s(scenario)
+    send_s = waited_s(scenario)
     if scenario.engine == "event":
         runs = [_simulated(plan, chunks, micro_batches, send_s, i) for i in range(n_points)]
         return {name: np.array([run[name] for run in runs]) for name in runs[0]}
@@ -223,19 +223,6 @@ def _exposed(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) ->
         elif kind in ("B", "BW"):
             total = total + n * chunks.backward_messages[b]
     return total
-
-
-def _send_s(scenario: Scenario) -> Num:
-    """Activations of one micro-batch between two stages, which lie on different nodes; mHC sends every stream."""
-    shape = {"n_gpus": 2.0, "n_gpus_per_node": 1.0, "message_bytes": _send_bytes(scenario)}
-    return estimate(
-        operator("collective", "pipeline_send", "bf16", shape, variant="send_recv"), scenario.cluster
-    ).seconds
-
-
-def _send_bytes(scenario: Scenario) -> Num:
-    model, plan, load = scenario.model, scenario.plan, scenario.load
-    return 2.0 * model.n_streams * model.hidden_size * plan.micro_batch * load.context_tokens / plan.tensor
 
 
 def _mean(values: Sequence[Num]) -> Num:

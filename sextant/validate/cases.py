@@ -67,6 +67,8 @@ def shapes_of(case: Mapping[str, str | int]) -> tuple[str, ...]:
     columns = {
         "swiglu": "expert_ffn", "swiglu_backward": "expert_ffn", "rope": "heads", "routing": "groups", "copy": "bytes",
         "h2d": "bytes", "d2h": "bytes", "adam": "n_elements", "sinkhorn": "n_tokens",
+        "softmax": "kv_len", "softmax_backward": "kv_len", "scale": "n_elements", "square_sum": "n_elements",
+        "adam_fp32": "n_elements",
     }  # fmt: skip
     if op in columns:
         return (f"{columns[op]}:{text(columns[op])}",)

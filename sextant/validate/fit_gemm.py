@@ -45,6 +45,7 @@ _TUNED = {
     "step_s": Bounds(start=3e-10, low=0.0, high=3e-9),
     "l2_warm": Bounds(start=0.2, low=0.0, high=0.6),
     "reduce_s": Bounds(start=2.5e-6, low=0.0, high=2e-5),
+    "whole_waves": Bounds(start=0.5, low=0.0, high=1.0),
 }
 #: Block-scaled kernels: one tile height, no split.
 _BLOCK_SCALED = {

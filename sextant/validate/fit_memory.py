@@ -62,12 +62,14 @@ _SORTED = {
 BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
     "rmsnorm": _ROWS, "layernorm": _ROWS, "norm_backward": _SUMMED, "rope": _ROWS, "permute": _AGAIN,
     "unpermute": _PIECES, "memcpy": _COPIED, "adam": _BYTES, "topk": _MANY, "index": _SORTED,
+    "softmax": _ROWS, "softmax_backward": _ROWS,
 }  # fmt: skip
 #: What corrections of blocks depend on besides the bytes; None: the block has none.
 _BESIDES: Mapping[str, tuple[str, ...] | None] = {
     "rmsnorm": ("log2_rows", "log2_padded"), "layernorm": ("log2_rows", "log2_padded"),
     "norm_backward": ("log2_rows", "log2_padded"), "rope": ("log2_rows", "log2_padded"), "permute": ("log2_rows",),
     "unpermute": ("log2_rows", "log2_padded"), "topk": ("log2_rows",), "adam": None,
+    "softmax": ("log2_rows", "log2_padded"), "softmax_backward": ("log2_rows", "log2_padded"),
 }  # fmt: skip
 #: Far more than what moves is what else these kernels do: no written byte is told from a read one.
 _FIXED: Mapping[str, Mapping[str, float]] = {
@@ -78,7 +80,8 @@ _FIXED: Mapping[str, Mapping[str, float]] = {
 #: Memory-bound operators of the kernel cases.
 OPS = (
     "copy", "rmsnorm", "rmsnorm_backward", "layernorm", "gelu", "swiglu", "swiglu_backward", "add", "cast",
-    "cast_transpose", "requant_transpose", "rope", "permute", "unpermute", "routing", "adam",
+    "cast_transpose", "requant_transpose", "rope", "permute", "unpermute", "routing", "adam", "dropout",
+    "dropout_backward", "softmax", "softmax_backward", "column_sum", "scale", "square_sum", "adam_fp32",
 )  # fmt: skip
 
 

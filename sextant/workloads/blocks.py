@@ -9,7 +9,7 @@ from sextant.simulator.kernels.expert_exchange import N_SMS as EXCHANGE_SMS
 from sextant.simulator.kernels.imbalance import Skew
 from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import Recipe
-from sextant.workloads.ops import attention, engram, feedforward, hyperconnection
+from sextant.workloads.ops import attention, engram, feedforward, gpt, hyperconnection
 from sextant.workloads.ops.linear import cast, linear
 from sextant.workloads.ops.memory import Place, moved, norm, residual_norm
 from sextant.workloads.parameters import has_experts, has_streams
@@ -27,6 +27,7 @@ class Shape:
     their redundant copies, ``skew`` how unevenly they are chosen, ``n_comm_sms`` the SMs that run the exchange of
     experts in normal mode. ``n_images`` of ``image_height`` x ``image_width`` pixels are encoded per sequence.
     ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training.
+    ``fused``: attention keeps its scores to itself.
     """
 
     phase: str
@@ -44,6 +45,7 @@ class Shape:
     image_width: Num = 384.0
     engram_tier: str = "hbm"
     n_devices: Num = 1.0
+    fused: bool = True
 
     @property
     def n_tokens(self) -> Num:
@@ -83,10 +85,20 @@ def out_of_sublayer(name: str, place: Place, m: Num, model) -> list[Op]:
 def dense_layer(model, shape: Shape, part: str = "dense_layer") -> list[Op]:
     """Attention and a dense gated feed-forward of ``intermediate_size``."""
     place, m = shape.place(part, "mlp"), shape.n_tokens
+    if model.hidden_act == "gelu":
+        return gpt_layer(model, shape, part)
     ops = attention_half(part, model, shape)
     ops += into_sublayer("mlp", place, m, model)
     ops += feedforward.gated("mlp", place, m, model.hidden_size, model.intermediate_size, shape.recipe)
     ops += out_of_sublayer("mlp", place, m, model)
+    return ops + _forward_again(ops, shape)
+
+
+def gpt_layer(model, shape: Shape, part: str = "dense_layer") -> list[Op]:
+    """Attention and a plain GELU feed-forward, with LayerNorm, biases and dropout."""
+    attn, mlp = shape.place(part, "attention"), shape.place(part, "mlp")
+    ops = gpt.attention_half(attn, model, shape.recipe, shape.batch, shape.seq, shape.kv_len, fused=shape.fused)
+    ops += gpt.feedforward_half(mlp, model, shape.recipe, shape.n_tokens)
     return ops + _forward_again(ops, shape)
 
 
@@ -149,6 +161,8 @@ def _forward_again(ops: list[Op], shape: Shape) -> list[Op]:
 def embedding(model, shape: Shape) -> list[Op]:
     """Lookup of (n_tokens, hidden_size) rows; the gradient scatters FP32 rows."""
     place, size = shape.place("embedding", "embedding"), 2.0 * shape.n_tokens * model.hidden_size
+    if model.hidden_act == "gelu":
+        return gpt.embedding(place, model, shape.n_tokens)
     ops = [moved("embedding", place, size, size)]
     if place.training:
         ops.append(moved("embedding_backward", place, 3 * size, 2 * size, "backward_weight"))

@@ -12,7 +12,8 @@ class Recipe:
     """Formats by role. ``saved`` is what activations that a weight gradient needs are kept in until the backward pass;
     ``saved_attention`` the attention output, which DeepSeek-V3 keeps in E5M6 for precision. ``weight_bytes`` is what a
     weight takes where it travels and in an operator that is not quantised; in one that is, training keeps
-    ``weight_layouts`` copies in ``linear``, one for each product that reads it along another dimension."""
+    ``weight_layouts`` copies in ``linear``, one for each product that reads it along another dimension. Gradients of a
+    ``loss_scaled`` recipe are divided by the scale and searched for infinities before the optimizer may use them."""
 
     linear: str
     attention: str
@@ -27,6 +28,7 @@ class Recipe:
     moment_bytes: float
     source: str
     weight_layouts: float = 0.0
+    loss_scaled: bool = False
 
     @property
     def quantised(self) -> bool:
@@ -39,6 +41,13 @@ RECIPES = {
         linear="bf16", attention="bf16", head="bf16", dispatch="bf16", combine="bf16", saved="bf16",
         saved_attention="bf16", weight_bytes=2.0, gradient_bytes=4.0, master_bytes=4.0, moment_bytes=8.0,
         source="BF16 compute, FP32 master weights, gradients and Adam moments",
+    ),
+    "fp16": Recipe(
+        linear="fp16", attention="fp16", head="fp16", dispatch="fp16", combine="fp16", saved="fp16",
+        saved_attention="fp16", weight_bytes=2.0, gradient_bytes=4.0, master_bytes=4.0, moment_bytes=8.0,
+        loss_scaled=True,
+        source="Mixed precision with loss scaling, arXiv:1710.03740; FP32 main gradients as in Megatron-LM, whose "
+        "18 bytes per parameter this is",
     ),
     "fp8": Recipe(
         linear="fp8_block", attention="bf16", head="bf16", dispatch="fp8_block", combine="bf16", saved="fp8_block",

@@ -73,7 +73,8 @@ def layer_parameters(model) -> dict[str, dict[str, Num]]:
     what their checkpoints hold.
     """
     h = model.hidden_size
-    layer: dict[str, Num] = {"attention": attention_parameters(model), "norm": 2.0 * h}
+    plain = model.hidden_act == "gelu"
+    layer: dict[str, Num] = {"attention": attention_parameters(model), "norm": (4.0 if plain else 2.0) * h}
     if has_streams(model):
         layer["hyper_connection"] = 2.0 * hyperconnection.parameters(model)
     expert = 3.0 * h * model.moe_intermediate_size
@@ -85,21 +86,33 @@ def layer_parameters(model) -> dict[str, dict[str, Num]]:
         "routed_experts": model.n_routed_experts * expert,
     }
     vocabulary = model.vocab_size * h
-    dense = {**layer, "mlp": 3.0 * h * model.intermediate_size}
+    # A plain feed-forward has two matrices and their biases, a gated one three without.
+    ffn = model.intermediate_size
+    dense = {**layer, "mlp": 2.0 * h * ffn + ffn + h if plain else 3.0 * h * ffn}
     inner = moe if has_experts(model) else dense
     memory: dict[str, Num] = {}
     if model.engram_layers:
         memory = {"engram_tables": engram.table_parameters(model), "engram_gate": engram.gate_parameters(model)}
     return {
         "vision": model.vision.parameters(h) if model.vision else {},
-        "embedding": {"embedding": vocabulary},
+        "embedding": {"embedding": vocabulary, **_positions(model)},
         "engram": memory,
         "dense_layer": dense,
         "moe_layer": moe,
         "mtp": {**inner, "mtp_projection": 2.0 * h * h, "mtp_norm": 3.0 * h},
-        "head": {"head": 0.0 * vocabulary if model.tie_word_embeddings else vocabulary, "norm": h},
+        "head": {
+            "head": 0.0 * vocabulary if model.tie_word_embeddings else vocabulary,
+            "norm": (2.0 if plain else 1.0) * h,
+        },
         "generation": model.generation.parameters(h) if model.generation else {},
     }
+
+
+def _positions(model) -> dict[str, Num]:
+    """Learned position embeddings, which every tensor rank holds whole."""
+    if not np.any(np.asarray(model.max_position_embeddings) > 0):
+        return {}
+    return {"position": model.max_position_embeddings * model.hidden_size}
 
 
 def has_streams(model) -> bool:

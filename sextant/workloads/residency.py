@@ -11,13 +11,14 @@ from sextant.simulator.kernels import BYTES
 from sextant.simulator.types import Load, Num, Plan
 from sextant.workloads.activations import attention_tensors, mlp_tensors
 from sextant.workloads.formats import Recipe, recipe
-from sextant.workloads.ops import engram, hyperconnection
+from sextant.workloads.ops import engram, gpt, hyperconnection
+from sextant.workloads.ops.scores import MASK_BYTES
 from sextant.workloads.parameters import has_streams, kv_bytes_per_token, layer_counts, layer_parameters
 from sextant.workloads.traffic import received_copies
 from sextant.workloads.transformer import image_pixels, image_rows, sequence_tokens
 
 #: Pieces that tensor parallelism leaves whole on every device.
-_REPLICATED = ("norm", "router", "mtp_norm", "hyper_connection", "engram_gate")
+_REPLICATED = ("norm", "router", "mtp_norm", "hyper_connection", "engram_gate", "position")
 
 #: Parts that every tensor rank holds whole: they are small beside the language model.
 _WHOLE = ("vision", "generation")
@@ -44,6 +45,10 @@ def device_parameters(model, plan: Plan) -> dict[str, dict[str, Num]]:
         for piece, size in pieces.items():
             if piece not in ("routed_experts", "engram_tables"):
                 dense = dense + (size if piece in _REPLICATED or part in _WHOLE else size / plan.tensor)
+        if part == "head" and model.tie_word_embeddings:
+            # The last stage has a copy of its own of the table that it shares with the first one.
+            copy = np.where(np.asarray(plan.pipeline) > 1, 1.0, 0.0)[()]
+            dense = dense + copy * model.vocab_size * model.hidden_size / plan.tensor
         routed = pieces.get("routed_experts", 0.0)
         if "routed_experts" in pieces and "moe_layer" in occurring:
             routed = routed * (1.0 + plan.redundant_experts / model.n_routed_experts) / plan.expert
@@ -150,16 +155,20 @@ def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
 
     Inputs of linear layers are kept in the recipe's saved format, inputs of norms and of attention in BF16; what
     ``recompute`` names is made again instead: ``norm`` the normalised tensors, ``mla_up`` the expanded queries, keys
-    and values, ``swiglu`` the product of gate and up, ``full`` everything but the layer's input.
+    and values, ``swiglu`` the product of gate and up, ``attention`` scores that are written out, ``full`` everything
+    but the layer's input. What lies on the residual is split over the tensor group by sequence parallelism alone.
     """
     kind = recipe(plan.formats)
     m = plan.micro_batch * load.context_tokens / plan.tensor / plan.context
+    residual = m if plan.sequence_parallel else m * plan.tensor
     h = model.hidden_size
     seen = _image_bytes(model, plan, load)
     if "full" in plan.recompute:
-        layer = 2.0 * model.n_streams * h * m
+        layer = 2.0 * model.n_streams * h * residual
         full: dict[str, Num] = {part: layer for part in layer_counts(model)}
         return {**full, "vision": seen, "head": _head_bytes(model, m), "mtp": layer + _head_bytes(model, m)}
+    if model.hidden_act == "gelu":
+        return _gpt_bytes(model, plan, load, m, residual)
     attention = _attention_bytes(model, kind, plan.recompute)
     norms = 2 * _residual_bytes(model, plan.recompute)
     normed = 0.0 if _norm_again(plan.recompute) else BYTES[kind.saved] * h
@@ -173,7 +182,18 @@ def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
         inner = attention + norms + _expert_bytes(model, kind, plan)
         parts["moe_layer"] = inner * m
     parts["mtp"] = inner * m + 6.0 * h * m + _head_bytes(model, m)
-    return parts
+    # Norms' inputs and outputs lie on the residual.
+    whole = (residual - m) * (norms + 2.0 * normed)
+    return {part: n + whole if part in ("dense_layer", "moe_layer", "mtp") else n for part, n in parts.items()}
+
+
+def _gpt_bytes(model, plan: Plan, load: Load, m: Num, residual: Num) -> dict[str, Num]:
+    """Activations of a GPT's parts; the embedding leaves its dropout mask."""
+    scores = plan.attention == "unfused" and "attention" not in plan.recompute
+    layer = gpt.kept_bytes(model, m, residual, load.context_tokens, scores=scores)
+    mask = residual * model.hidden_size * (MASK_BYTES if bool(model.hidden_dropout > 0) else 0.0)
+    parts = {part: 0.0 * m for part in layer_counts(model)}
+    return {**parts, "embedding": mask, "dense_layer": layer, "head": _head_bytes(model, m)}
 
 
 def _residual_bytes(model, recompute: tuple[str, ...]) -> Num:

@@ -37,7 +37,11 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transformer:
-    """Dimensions of one model. ``official`` holds the publisher's own figures, ``source`` where fields come from."""
+    """Dimensions of one model. ``official`` holds the publisher's own figures, ``source`` where fields come from.
+
+    ``hidden_act`` silu is a gated feed-forward behind RMSNorm; gelu a plain one, with biases everywhere and LayerNorm.
+    ``max_position_embeddings`` counts learned positions (0: rotary). A dropout of 0 runs no kernel.
+    """
 
     name: str
     system: str
@@ -67,6 +71,10 @@ class Transformer:
     attention_bias: bool = False
     attention_output_bias: bool = False
     qk_norm: bool = False
+    hidden_act: str = "silu"
+    max_position_embeddings: Num = 0.0
+    attention_dropout: Num = 0.0
+    hidden_dropout: Num = 0.0
     n_streams: Num = 1.0
     sinkhorn_iters: Num = 20.0
     engram_layers: tuple[float, ...] = ()
@@ -171,7 +179,7 @@ def shape_of(
         phase=phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
         copies=copies, n_slots=model.n_routed_experts + plan.redundant_experts, n_comm_sms=_exchange_sms(plan),
         engram_tier=plan.placement.get("engram", "hbm"),
-        n_devices=plan.tensor * plan.context * plan.pipeline * plan.data, **images,
+        n_devices=plan.tensor * plan.context * plan.pipeline * plan.data, fused=plan.attention == "fused", **images,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from sextant.simulator.errors import InputError
 from sextant.simulator.types import Device, KernelFit
 
 GPUS = ("a100-40gb", "a100-80gb", "b200", "h100", "h20", "h200", "h800")
-CLUSTERS = ("h800-2048", *(f"hgx-{gpu}" for gpu in GPUS))
+CLUSTERS = ("h800-2048", "selene", *(f"hgx-{gpu}" for gpu in GPUS))
 FIT = KernelFit(coefficients={"a": 1.0}, low=0.9, high=1.2, provenance="fitted", source="a table")
 
 

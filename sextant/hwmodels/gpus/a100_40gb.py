@@ -7,8 +7,8 @@ from sextant.hwmodels.memories import HBM2_40GB, HOST_DDR4_PCIE4, NVME
 from sextant.simulator.types import Device
 
 FIT: Transfer | None = Transfer(
-    gpu="h100", low=0.8, high=1.35, provenance="assumed",
-    reason="no A100 kernel was fitted; another generation of SM and of kernels",
+    gpu="a100-80gb", low=0.9, high=1.15, provenance="assumed",
+    reason="the same die behind slower memory; no kernel of the 40 GB card was fitted",
 )  # fmt: skip
 
 DEVICE = Device(

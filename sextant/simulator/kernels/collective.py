@@ -25,6 +25,10 @@ from sextant.simulator.kernels.algorithms import ALGORITHMS, VARIANTS, plan
 from sextant.simulator.kernels.hops import links, nodes
 from sextant.simulator.types import PROVENANCES, Cluster, Estimate, KernelFit, Num, Op
 
+#: Channels of a collective within a node, each of which holds one SM: what NCCL logs on HGX A100 (Channel 00 to 23;
+#: NVIDIA/nccl-tests issue 100).
+N_CHANNELS = 24.0
+
 #: Widening of the interval for groups that span nodes: no such collective was measured.
 OUTER_LOW, OUTER_HIGH = 0.8, 1.4
 

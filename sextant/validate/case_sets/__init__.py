@@ -2,7 +2,8 @@
 
 ``all`` is every system and the machine's own cases, each once: tokens from one to 32K, every operator that one GPU can
 run. ``machine`` is what belongs to no model, ``tile-kernels`` DeepSeek's own kernels, ``per-tensor`` FP8 products with
-one scale per operand, ``between`` shapes of no system, ``collectives-N`` those of N GPUs.
+one scale per operand, ``between`` shapes of no system, ``eager`` kernels of training code that is not compiled,
+``collectives-N`` those of N GPUs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from sextant.validate.case_sets import attention, between, machine, products, rows
+from sextant.validate.case_sets import attention, between, eager, machine, products, rows
 from sextant.validate.case_sets.systems import ALIASES, SYSTEMS, System
 from sextant.validate.cases import Case, case_key
 
@@ -27,6 +28,7 @@ def names() -> list[str]:
         "tile-kernels",
         "per-tensor",
         "between",
+        "eager",
         "collectives-2",
         "collectives-8",
         "all",
@@ -55,6 +57,8 @@ def _cases(name: str) -> Iterator[Case]:
             yield from products.per_tensor(system)
     elif name == "between":
         yield from between.cases()
+    elif name == "eager":
+        yield from eager.cases()
     elif name == "all":
         for part in ("machine", *SYSTEMS):
             yield from _cases(part)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.kernels import BYTES, operator
+from sextant.simulator.kernels.attention import visible_pairs
 from sextant.simulator.types import Num, Op
 
 Columns = Mapping[str, Num]
@@ -37,8 +38,14 @@ ATTENTION = ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_hea
 #: Elements read and written per element of the width, of operators whose tensors all have the case's format.
 STREAMED: Mapping[str, tuple[float, float]] = {
     "rmsnorm": (1, 1), "layernorm": (1, 1), "gelu": (1, 1), "add": (2, 1), "swiglu": (2, 1),
-    "rmsnorm_backward": (2, 1), "swiglu_backward": (3, 2),
+    "rmsnorm_backward": (2, 1), "swiglu_backward": (3, 2), "column_sum": (1, 0),
 }  # fmt: skip
+
+#: Bytes read and written per FP32 element by the steps of an optimizer of a loss-scaled recipe.
+OPTIMIZER: Mapping[str, tuple[float, float]] = {"scale": (4, 4), "square_sum": (4, 0), "adam_fp32": (16, 12)}
+
+#: Bytes of an element of a dropout mask.
+_MASK_BYTES = 1.0
 
 #: Operators that work on whole rows of tokens, one block of threads each; values of a row that one block sums.
 BY_ROW, PIECE = ("rmsnorm", "layernorm", "rmsnorm_backward"), 1024.0
@@ -177,6 +184,8 @@ def moved_rows(op: str, c: Columns) -> dict[str, Num]:
         return {"rows": c["n_tokens"] * np.ceil(c["hidden"] / PIECE)}
     if op == "rope":
         return {"rows": c["n_tokens"], "width": c["heads"] * c["head_dim"]}
+    if op.startswith("softmax"):
+        return {"rows": c["batch"] * c["heads"] * c["q_len"], "width": c["kv_len"]}
     return {"rows": c["n_tokens"]} if op == "routing" else {}
 
 
@@ -192,6 +201,14 @@ def moved_bytes(op: str, c: Columns, format: str, variant: str = "") -> tuple[Nu
         return c["bytes"], c["bytes"]
     if op == "adam":
         return ADAM_READ_BYTES * c["n_elements"], ADAM_WRITE_BYTES * c["n_elements"]
+    if op in OPTIMIZER:
+        read, write = OPTIMIZER[op]
+        return read * c["n_elements"], write * c["n_elements"]
+    if op.startswith("softmax"):
+        # Causal: a query's own key and those before it are read, zeros written over the others.
+        scores = BYTES[format] * c["batch"] * c["heads"] * c["q_len"] * c["kv_len"]
+        seen = visible_pairs(c["q_len"], c["kv_len"], 1.0) / (c["q_len"] * c["kv_len"])
+        return (2.0 if op.endswith("backward") else 1.0) * scores * seen, scores
     if op == "routing":
         pairs = c["n_tokens"] * c["top_k"]
         if variant == "topk":
@@ -208,6 +225,10 @@ def moved_bytes(op: str, c: Columns, format: str, variant: str = "") -> tuple[Nu
     if op == "swiglu" and format.startswith("fp8"):
         return 4.0 * elements, scaled * elements
     size = BYTES[format]
+    if op == "dropout":
+        return size * elements, (size + _MASK_BYTES) * elements
+    if op == "dropout_backward":
+        return (size + _MASK_BYTES) * elements, size * elements
     if op == "permute":
         return size * elements + 4.0 * c["n_tokens"] * c["top_k"], size * elements * c["top_k"]
     if op == "unpermute":

@@ -109,6 +109,15 @@ KINDS: Mapping[str, CaseKind] = {
     "routing": CaseKind(
         needed=("n_tokens", "groups", "top_k"), formats=("fp32",), variants=("topk", "index"),
     ),
+    "dropout": _rows("n_tokens", "hidden", formats=PLAIN), "dropout_backward": _back("n_tokens", "hidden"),
+    "column_sum": _back("n_tokens", "hidden"),
+    "softmax": CaseKind(needed=("batch", "heads", "kv_len"), defaults={"q_len": "kv_len"}),
+    "softmax_backward": CaseKind(
+        needed=("batch", "heads", "kv_len"), defaults={"q_len": "kv_len"}, directions=_EITHER
+    ),
+    "scale": CaseKind(needed=("n_elements",), formats=("fp32",)),
+    "square_sum": CaseKind(needed=("n_elements",), formats=("fp32",)),
+    "adam_fp32": CaseKind(needed=("n_elements",), formats=("fp32",)),
     "copy": CaseKind(needed=("bytes",), formats=(), variants=None),
     "h2d": CaseKind(needed=("bytes",), formats=(), variants=None),
     "d2h": CaseKind(needed=("bytes",), formats=(), variants=None),

@@ -62,7 +62,7 @@ def mla_expanded(place: Place, model, recipe: Recipe, batch: Num, seq: Num, kv_l
         ops += [_again(op) for op in up if op.phase == "forward"]
     ops += core(place, batch, heads, heads, seq, kv_len, dim, model.v_head_dim)
     width = heads * model.v_head_dim
-    if place.training and recipe.saved_attention != "bf16":
+    if place.training and BYTES[recipe.saved_attention] != BYTES["bf16"]:
         size = m * width
         ops.append(moved("attention_output_save", place, 2.0 * size, BYTES[recipe.saved_attention] * size))
         ops.append(

@@ -33,6 +33,7 @@ def moved(
 ) -> Op:
     """One memory-bound kernel that reads and writes so many bytes; by default tensor parallelism divides it.
 
+    What lies on the residual is divided by ``sequence``: by tensor parallelism too, if that is sequence parallel.
     ``variant`` is a kind of access that the ``memory`` kernel tells apart; ``whole_waves`` says that it is launched as
     one wave of blocks over all SMs.
     """
@@ -52,12 +53,13 @@ def residual_norm(name: str, place: Place, n_tokens: Num, width: Num) -> list[Op
     132 SMs in the published DualPipe trace. So is the backward kernel there; ours, as measured, takes as long as that
     one with two waves.
     """
-    size = 2.0 * n_tokens * width
-    ops = [moved(name, place, 2 * size, 2 * size, whole_waves=place.training)]
+    size, split = 2.0 * n_tokens * width, ("sequence",)
+    ops = [moved(name, place, 2 * size, 2 * size, sharded=split, whole_waves=place.training)]
     if place.training:
         if "norm" in place.recompute:
-            ops.append(moved(name + "_recompute", place, size, size, "backward_input", whole_waves=True))
-        ops.append(moved(name + "_backward", place, 3 * size, size, "backward_input", variant="norm_backward"))
+            again = moved(name + "_recompute", place, size, size, "backward_input", split, whole_waves=True)
+            ops.append(again)
+        ops.append(moved(name + "_backward", place, 3 * size, size, "backward_input", split, "norm_backward"))
     return ops
 
 

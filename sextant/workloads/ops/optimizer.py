@@ -27,6 +27,12 @@ def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num)
     ops: list[Op] = []
     for group, n, n_replicas, near in groups(model, plan, layers, node_size):
         ops += _group(group, kind, plan, n, n_replicas, near)
+    if model.tie_word_embeddings:
+        # The two stages that hold the shared table add up their gradients; they lie on different nodes.
+        holds = [np.asarray(layers.get(part, 0.0)) > 0 for part in ("embedding", "head")]
+        size = kind.gradient_bytes * model.vocab_size * model.hidden_size / plan.tensor
+        tied = collective("tied_gradients", "all_reduce", size, 2.0, 1.0)
+        ops.append(replace(tied, count=np.where(holds[0] != holds[1], 1.0, 0.0)[()]))
     if "engram" in layers:
         ops.append(_tables(kind, layers["engram"] * engram.table_parameters(model), plan))
     return Step(phase="optimizer", ops=tuple(ops), n_tokens=0.0, layers={"optimizer": 1.0})
@@ -52,7 +58,9 @@ def _group(name: str, kind: Recipe, plan: Plan, n: Num, n_replicas: Num, n_gpus_
     if stage < 2:
         variant = "reduce_scatter" if stage >= 1 else "all_reduce"
         ops.append(collective(f"{name}_gradients", variant, n * kind.gradient_bytes, n_replicas, n_gpus_per_node))
-    ops.append(moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", ()))
+    ops.append(
+        moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", (), "square_sum")
+    )
     ops += _update(name, kind, plan, place, share)
     if plan.placement.get("ema", "host") == "hbm":
         # On the host the average follows while the next step runs (DeepSeek-V3 report s3.2.3).
@@ -71,11 +79,22 @@ def _group(name: str, kind: Recipe, plan: Plan, n: Num, n_replicas: Num, n_gpus_
 
 def _update(name: str, kind: Recipe, plan: Plan, place: Place, share: Num) -> list[Op]:
     """AdamW on ``share`` parameters: by this device, or with ``placement: {optimizer: host}`` by its host, to which
-    gradients are copied and from which weights come back, all in turn."""
+    gradients are copied and from which weights come back, all in turn.
+
+    One kernel updates and writes the 16-bit weights. Of a loss-scaled recipe gradients are divided by the scale while
+    infinities are looked for, clipped in a pass of their own, and the weights copied after the update.
+    """
     state = share * (kind.master_bytes + kind.moment_bytes)
     gradients, weights = share * kind.gradient_bytes, share * kind.weight_bytes
-    if plan.placement.get("optimizer", "hbm") != "host":
+    if plan.placement.get("optimizer", "hbm") != "host" and not kind.loss_scaled:
         return [moved(f"{name}_adamw", place, state + gradients, state + weights, "optimizer", (), "adam")]
+    if plan.placement.get("optimizer", "hbm") != "host":
+        return [
+            moved(f"{name}_unscale", place, gradients, gradients, "optimizer", (), "scale"),
+            moved(f"{name}_clip", place, gradients, gradients, "optimizer", (), "scale"),
+            moved(f"{name}_adamw", place, state + gradients, state, "optimizer", (), "adam_fp32"),
+            moved(f"{name}_weight_copy", place, share * kind.master_bytes, weights, "optimizer", ()),
+        ]
     shape = {"read_bytes": state + gradients, "write_bytes": state + weights}
     return [
         _copied(f"{name}_gradients_out", "d2h", gradients, name),
