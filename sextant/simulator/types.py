@@ -216,9 +216,9 @@ class Plan:
     ``expert`` divides the routed experts over that many devices of the ``data`` x ``tensor`` group.
     ``n_comm_sms`` SMs are set aside for communication kernels. ``checkpoint`` is where training saves its state
     (``file_system`` or ``host`` memory first), every ``checkpoint_interval_s`` of work (0: as often as is best).
-    ``sequence_parallel`` splits norms, dropout and residuals over the tensor group too, which then gathers and scatters where it otherwise
-    sums. ``attention`` is ``fused``, or ``unfused``: scores written out. With ``blocking_sends`` a stage computes
-    nothing while it sends.
+    ``sequence_parallel`` splits norms, dropout and residuals over the tensor group too, which then gathers and scatters
+    where it otherwise sums. ``attention`` is ``fused``, or ``unfused``: scores written out. With ``blocking_sends`` a
+    stage computes nothing while it sends.
     """
 
     tensor: Num = 1.0
