@@ -34,14 +34,14 @@ class Moved:
 
 def loaded_chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) -> ChunkTimes:
     """``stages.chunk_times`` with what moves beside the chunks; the same where nothing does."""
-    times = chunk_times(scenario, timed, stages)
+    times, moves = chunk_times(scenario, timed, stages), moved(scenario, stages)
+    return times if moves is None else beside(times, moves)
+
+
+def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved | None:
+    """Seconds of the messages and copies of one micro-batch, for every stage; None where nothing moves."""
     if scenario.plan.zero_stage < 2 and scenario.plan.placement.get("activations", "hbm") != "host":
-        return times
-    return beside(times, moved(scenario, stages))
-
-
-def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved:
-    """Seconds of the messages and copies of one micro-batch, for every stage."""
+        return None
     plan, cluster = scenario.plan, scenario.cluster
     node_size = next(iter(cluster.tiers.values())).n_devices
     messages = cache(lambda chunk: chunk_messages(scenario.model, plan, _counts(chunk), node_size))
@@ -57,12 +57,11 @@ def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved:
     return Moved(**phases, out=copies["d2h"], back=copies["h2d"])
 
 
-def ends_s(scenario: Scenario, stages: Stages | Layouts) -> Num:
+def ends_s(moves: Moved | None, stages: Stages | Layouts) -> Num:
     """Seconds of a step in which a rank waits for the weights of its first chunk, and then for the reduction of its
     last gradients, which no chunk hides: of the rank that waits longest."""
-    if scenario.plan.zero_stage < 2:
+    if moves is None:
         return 0.0
-    moves = moved(scenario, stages)
     waits = [
         _longest(*(moves.forward[i] for i in held)) + _longest(*(moves.backward_weight[i] for i in held))
         for held in stages.ranks

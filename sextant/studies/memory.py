@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -39,18 +40,42 @@ class Usage:
     rank: Num
 
 
-def memory_use(scenario: Scenario, stages: Stages | Layouts, step: Step) -> Usage:
-    """The fullest rank of a training ``step`` (sharded operators) against the capacities of its device."""
-    ranks = rank_memories(scenario, stages, step)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operands:
+    """Bytes of a step's operators by part: the largest of each phase, and what waits for weight gradients."""
+
+    largest: Mapping[str, Mapping[str, Num]]
+    waiting: Mapping[str, tuple[Num, Num]]
+
+    def take(self, index: Any) -> Operands:
+        """Those of the points at ``index``."""
+
+        def pick(value: Num) -> Num:
+            return value if np.ndim(value) == 0 else np.asarray(value)[index]
+
+        return Operands(
+            largest={part: {k: pick(v) for k, v in phases.items()} for part, phases in self.largest.items()},
+            waiting={part: (pick(a), pick(b)) for part, (a, b) in self.waiting.items()},
+        )  # fmt: skip
+
+
+def operands(step: Step) -> Operands:
+    """The operands of a training ``step`` (sharded operators)."""
+    return Operands(largest=workspace.largest_operands(step), waiting=workspace.weight_gradient_operands(step))
+
+
+def memory_use(scenario: Scenario, stages: Stages | Layouts, operands: Operands) -> Usage:
+    """The fullest rank of a training step against the capacities of its device."""
+    ranks = rank_memories(scenario, stages, operands)
     device = scenario.cluster.device
     rank, fullest = _fullest([each.hbm for each in ranks])
     _, host = _fullest([each.host for each in ranks])
     return Usage(hbm=capacity(device, "hbm", fullest, CONTEXT_BYTES), host=capacity(device, "host", host), rank=rank)
 
 
-def rank_memories(scenario: Scenario, stages: Stages | Layouts, step: Step) -> list[RankMemory]:
+def rank_memories(scenario: Scenario, stages: Stages | Layouts, operands: Operands) -> list[RankMemory]:
     """Bytes by part of every rank, CUDA's context aside (``capacity`` adds it)."""
-    sizes = _sizes(scenario, step)
+    sizes = _sizes(scenario, operands)
     found: list[RankMemory] = []
     for rank, places in enumerate(stages.ranks):
         of_rank = cache(lambda held, rank=rank, places=places: _rank_memory(sizes, stages, rank, places, held))
@@ -146,25 +171,25 @@ class _Sizes:
         return self.largest[part].get(phase, 0.0)
 
 
-def _sizes(scenario: Scenario, step: Step) -> _Sizes:
+def _sizes(scenario: Scenario, operands: Operands) -> _Sizes:
     plan, model, load = scenario.plan, scenario.model, scenario.load
     kept = residency.activation_bytes(model, plan, load)
     whole = residency.activation_bytes(model, replace(plan, recompute=()), load)
-    largest = workspace.largest_operands(step)
+    largest = operands.largest
     return _Sizes(
         scenario=scenario, kept=kept, again={part: np.maximum(whole[part] - kept[part], 0.0) for part in largest},
-        largest=largest, waiting=workspace.weight_gradient_operands(step), state=residency.state_bytes(model, plan),
+        largest=largest, waiting=operands.waiting, state=residency.state_bytes(model, plan),
         tables=residency.table_bytes(model, plan, load.phase, 1.0)["hbm"] if model.engram_layers else 0.0,
         exchange=buffers.exchange_bytes(model, plan), collectives=buffers.collective_bytes(model, plan),
     )  # fmt: skip
 
 
 def timelines(
-    scenario: Scenario, stages: Stages, step: Step, run: PipelineRun
+    scenario: Scenario, stages: Stages, operands: Operands, run: PipelineRun
 ) -> list[list[tuple[float, float, float]]]:
     """Per rank ``(start_s, end_s, bytes)`` of the HBM in use at every instruction of a simulated step of one point."""
     plan, load = scenario.plan, scenario.load
-    sizes, ranks = _sizes(scenario, step), rank_memories(scenario, stages, step)
+    sizes, ranks = _sizes(scenario, operands), rank_memories(scenario, stages, operands)
     micro_batches = round(float(np.ravel(load.batch / (plan.data * plan.micro_batch))[0]))
     tracks = list(dict.fromkeys(span.track for span in run.spans))
     found: list[list[tuple[float, float, float]]] = []

@@ -16,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.types import Flag, Plan, Result, Scenario
 from sextant.studies import answer, metrics, search_space, training
 from sextant.studies.limits import plan_limits, undefined
+from sextant.studies.memory import operands
 from sextant.studies.pareto import front
 
 #: Swept as arrays; what a catalogue calls structural is evaluated value by value instead.
 _NUMBERS = ("zero_stage", "tensor", "context", "data", "expert", "micro_batch")
+#: Of these, and of the structural ones, those that operators depend on.
+_OPERATED = ("pipeline", *_NUMBERS[1:])
 _CHUNK = 16_384
 
 
@@ -221,14 +223,17 @@ def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> Iterator[Result]:
     rows = [_rows(group) for group in groups]
     distinct, which = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
     which = which.ravel()
-    timed = _timed(scenario, groups[0].plan, distinct) if len(distinct) else None
+    plans = _with(scenario, groups[0].plan, dict(zip(_OPERATED, distinct.T, strict=True))) if len(distinct) else None
+    timed = None if plans is None else training.timed_step(plans).merged()
+    sizes = None if plans is None else operands(training.sharded_step(plans))
     ends = np.cumsum([len(each) for each in rows])
     for group, end, own in zip(groups, ends, rows, strict=True):
         part, n = _possible(scenario, group), len(own)
-        if timed is None or not n:
+        if timed is None or sizes is None or not n:
             yield answer.nothing(n)
             continue
-        yield training.evaluate_timed(part, timed.take(which[end - n : end]), n, detail=False)
+        at = which[end - n : end]
+        yield training.evaluate_timed(part, timed.take(at), n, detail=False, operands=sizes.take(at))
 
 
 def _possible(scenario: Scenario, group: Group) -> Scenario:
@@ -238,14 +243,8 @@ def _possible(scenario: Scenario, group: Group) -> Scenario:
 def _rows(group: Group) -> NDArray[np.float64]:
     """What the operators of the possible plans may depend on, (n_possible, n_fields)."""
     at = group.possible
-    own = {"pipeline": np.full(len(at), float(group.plan.pipeline))}
-    return np.stack([*own.values(), *(group.numbers[name][at] for name in _NUMBERS[1:])], axis=1)
-
-
-def _timed(scenario: Scenario, plan: Plan, rows: NDArray[np.float64]) -> TimedStep:
-    """The operators of the plans whose numbers are ``rows``."""
-    names = ("pipeline", *_NUMBERS[1:])
-    return training.timed_step(_with(scenario, plan, {name: rows[:, i] for i, name in enumerate(names)})).merged()
+    pipeline = np.full(len(at), float(group.plan.pipeline))
+    return np.stack([pipeline, *(group.numbers[name][at] for name in _OPERATED[1:])], axis=1)
 
 
 def _collected(scenario: Scenario, groups: Sequence[Group], results: Sequence[Result]) -> Found:

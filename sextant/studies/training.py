@@ -13,12 +13,13 @@ from sextant.simulator.trace import Counter
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
 from sextant.studies import goodput, played
 from sextant.studies.breakdown import breakdown
-from sextant.studies.chunk_traffic import ends_s, loaded_chunk_times
+from sextant.studies.chunk_traffic import beside, ends_s, loaded_chunk_times, moved
 from sextant.studies.limits import plan_limits
-from sextant.studies.memory import RankMemory, memory_use, rank_memories, timelines
+from sextant.studies.memory import Operands, RankMemory, memory_use, rank_memories, timelines
+from sextant.studies.memory import operands as memory_operands
 from sextant.studies.played import pick
 from sextant.studies.sends import blocked, send_bytes, waited_s
-from sextant.studies.stages import ChunkTimes, Layouts, Stages, layout, with_beside
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
@@ -64,14 +65,14 @@ def memory_by_rank(scenario: Scenario) -> list[RankMemory]:
     """Memory of every rank of a training scenario of one point, by part."""
     timed = timed_step(scenario)
     stages = layout(scenario, timed, 1).at(0)
-    return rank_memories(scenario, stages, sharded_step(scenario))
+    return rank_memories(scenario, stages, memory_operands(sharded_step(scenario)))
 
 
 def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]]]:
     """Per rank ``(start_s, end_s, bytes)`` of the HBM in use at every instruction of a training scenario, one point."""
     timed = timed_step(scenario)
     stages = layout(scenario, timed, 1).at(0)
-    return timelines(scenario, stages, timed.step, pipeline_run(scenario))
+    return timelines(scenario, stages, memory_operands(sharded_step(scenario)), pipeline_run(scenario))
 
 
 def timed_step(scenario: Scenario) -> TimedStep:
@@ -90,15 +91,19 @@ def sharded_step(scenario: Scenario) -> Step:
     return shard(model.step(scenario.load, plan, node_size), model, plan, node_size)
 
 
-def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detail: bool = True) -> Result:
+def evaluate_timed(
+    scenario: Scenario, timed: TimedStep, n_points: int, *, detail: bool = True, operands: Operands | None = None
+) -> Result:
     """``evaluate_training`` of points whose schedule exists and whose operators are timed already.
 
-    ``detail`` adds the operators of the first point and the shares of provenance.
+    ``operands`` are those of its operators, where they are known (``memory.operands``). ``detail`` adds the operators
+    of the first point and the shares of provenance.
     """
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    chunks = blocked(scenario, loaded_chunk_times(scenario, timed, stages))
+    moves, alone = moved(scenario, stages), chunk_times(scenario, timed, stages)
+    chunks = blocked(scenario, alone if moves is None else beside(alone, moves))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
     if scenario.cluster.varies:
@@ -106,11 +111,12 @@ def evaluate_timed(scenario: Scenario, timed: TimedStep, n_points: int, *, detai
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
         run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
-    optimizer_s = np.max(_optimizer_s(scenario, stages, node_size), axis=0) + ends_s(scenario, stages)
+    optimizer_s = np.max(_optimizer_s(scenario, stages, node_size), axis=0) + ends_s(moves, stages)
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
-    memory, rates = memory_use(scenario, stages, sharded_step(scenario)), _rates(scenario, step_s, used)
+    operands = operands or memory_operands(sharded_step(scenario))
+    memory, rates = memory_use(scenario, stages, operands), _rates(scenario, step_s, used)
     columns = {
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
         **{name: value for name, value in run.items() if name != "pipeline_s"},

@@ -7,7 +7,7 @@ from sextant.studies import judged
 from sextant.studies.answer import answer, question
 from sextant.studies.sends import blocked, send_s, waited_s
 from sextant.studies.stages import chunk_times, layouts
-from sextant.studies.training import _timed
+from sextant.studies.training import timed_step
 
 ROWS = ("22b_a100_full", "22b_a100_selective", "175b_a100_full", "175b_a100_selective")
 
@@ -51,7 +51,7 @@ def test_interleaved_chunks_hold_the_published_share_of_activations():
 
 def test_blocking_sends_are_paid_by_every_chunk():
     asked = question("megatron_175b_a100_selective").scenario
-    timed = _timed(asked)
+    timed = timed_step(asked)
     ((_, stages),) = layouts(asked, timed, 1)
     free = chunk_times(asked, timed, stages)
     paid = blocked(asked, free)

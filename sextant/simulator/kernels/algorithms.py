@@ -114,7 +114,12 @@ def _switch(shape: Mapping[str, Num], variant: str) -> Plan:
     reach = np.where(np.asarray(n_nodes) > 1, np.inf, 1.0)
     several = np.where(np.asarray(local) > 1, 1.0, 0.0)
     sent = shape["message_bytes"] * (1.0 + 1.0 / local) * several
-    return Plan(inner_bytes=np.where(np.isinf(reach), np.inf, sent), outer_bytes=0.0 * sent, inner_steps=2.0 * several, outer_steps=0.0 * several)
+    return Plan(
+        inner_bytes=np.where(np.isinf(reach), np.inf, sent),
+        outer_bytes=0.0 * sent,
+        inner_steps=2.0 * several,
+        outer_steps=0.0 * several,
+    )
 
 
 def _direct(shape: Mapping[str, Num], variant: str) -> Plan:
