@@ -1,8 +1,8 @@
 """Fit expert-parallel exchanges (``ep_dispatch``, ``ep_combine``) to rows of several node counts.
 
 The share of NVLink's line rate is not fitted here: rows of one kind of link cannot tell it from what the copying SMs
-reach. It is that of the block ``collective``, from all-to-all messages of the same device. So no row of another GPU is
-needed, and published figures of one are predictions.
+reach. It is that of long messages in a ring of a node's GPUs, by the block ``collective`` of the same device. So no row
+of another GPU is needed, and published figures of one are predictions.
 
 Eight nodes of the measured system do not carry what fewer do: their normal dispatch gets 18 GB/s through InfiniBand
 from two dozen tokens on, however many SMs copy, and a combine of 8,192 and more tokens as little, where smaller
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate, fit_of
+from sextant.simulator.kernels.collective import steady_share
 from sextant.simulator.types import Device, KernelFit, Op
 from sextant.validate.fit_collective import node_cluster
 from sextant.validate.prediction import operators
@@ -45,6 +46,9 @@ LOW_LATENCY_BOUNDS = {
     "node_s": Bounds(start=1e-5, low=0.0, high=1e-4),
     "hop_s": Bounds(start=3e-6, low=0.0, high=1e-4),
 }
+
+#: GPUs of a measured node, all on one NVLink switch.
+NVLINK_GPUS = 8
 
 #: Most tokens per GPU of a normal exchange over eight measured nodes that InfiniBand carries as over fewer.
 _CARRIED = {"ep_dispatch": 16.0, "ep_combine": 4096.0}
@@ -114,7 +118,7 @@ def _solve(rows: Sequence[Row], device: Device, test: NDArray[np.bool_], source:
         raise InputError(f"rows of one mode are needed, got {', '.join(sorted(modes)) or 'no rows'}")
     normal = modes == {"normal"}
     name = "expert_exchange" if normal else "expert_exchange_low_latency"
-    fixed = {"nvlink_efficiency": float(fit_of(device, "collective").coefficients["direct_efficiency"])}
+    fixed = {"nvlink_efficiency": float(steady_share(fit_of(device, "collective").coefficients, NVLINK_GPUS))}
     fitted = ~np.asarray([collapses(row) for row in rows])
     if normal:
         fixed |= notify([row for row, chosen in zip(rows, ~test & fitted, strict=True) if chosen])

@@ -131,6 +131,11 @@ def _share(variant: str, algorithm: str, local: Num, c: Mapping[str, Num]) -> Nu
     return share * (1.0 - loss * 2.0 / np.maximum(local, 2.0))
 
 
+def steady_share(c: Mapping[str, Num], n_gpus: Num) -> Num:
+    """What part of NVLink's line rate a long message reaches in a ring of ``n_gpus``, by the block ``collective``."""
+    return _share("all_gather", "ring", n_gpus, c)
+
+
 def _setup_s(shape: Mapping[str, Num], c: Mapping[str, Num]) -> Num:
     """Direct sends ride along with their flags while they are small, at a rate of setup_bytes per setup_s and peer;
     larger ones first agree on buffers with the peer, which takes setup_s. The cheaper of the two is taken."""
