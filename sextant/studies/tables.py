@@ -261,7 +261,7 @@ def figure_name(id: str) -> str:
 def judged(rows: Sequence[Mapping[str, Any]]) -> str:
     """Published figures beside predictions, then the errors of each group; what was fitted is a footnote."""
     fits = dict.fromkeys(row["fitted"] for row in rows if row["fitted"] != "none")
-    marks = {text: "*" * (i + 1) for i, text in enumerate(fits)}
+    marks = {text: f"*{i + 1}" for i, text in enumerate(fits)}
     single = [row["id"] != figure_name(row["id"]) for row in rows]
     parts = [[row for row, one in zip(rows, single, strict=True) if one is kernel] for kernel in (False, True)]
     shown_tables = [rendered(_judged_part(part, marks)) for part in parts if part]

@@ -116,7 +116,7 @@ def test_the_known_sizes_of_deepseek_v3(found) -> None:
     assert memory["kv_bytes_per_token"] == 61 * 576 * 2
     assert memory["kv_bytes_128k"] == 131072 * 61 * 576 * 2
     assert {name: state["bytes_per_parameter"] for name, state in memory["training_state"].items()} == {
-        "bf16": 18.0, "fp8": 14.0,
+        "bf16": 18.0, "fp16": 18.0, "fp8": 14.0,
     }  # fmt: skip
     weights = memory["weights_bytes"]
     assert 1.0 < weights["fp8"] / card["n_parameters"] < 1.005
@@ -153,7 +153,7 @@ def test_what_cannot_be_changed_is_told() -> None:
         model_card.card("deepseek-v3", ["n_strems=4"])
     with pytest.raises(InputError, match="unknown model 'deepsek-v3'; did you mean 'deepseek-v3'"):
         model_card.card("deepsek-v3", ["n_streams=4"])
-    with pytest.raises(InputError, match="--set changes the card of a model, not of a gpu"):
+    with pytest.raises(InputError, match="--set changes the card of a model or topology, not of a gpu"):
         cards.card("gpu", "h800", ["n_sms=4"])
 
 

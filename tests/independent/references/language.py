@@ -15,6 +15,8 @@ from transformers import (
     DeepseekV3ForCausalLM,
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -59,7 +61,7 @@ def n_parameters(model: Transformer, module: torch.nn.Module) -> int:
 def n_activated(model: Transformer, module: torch.nn.Module) -> int:
     """Parameters that one token uses, without the input embedding: all but the experts that are not chosen."""
     total = n_parameters(model, module)
-    embedding = sum(p.numel() for name, p in module.named_parameters() if name.endswith("embed_tokens.weight"))
+    embedding = sum(p.numel() for name, p in module.named_parameters() if name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")))
     experts = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name)
     idle = 0
     if experts:
@@ -84,6 +86,12 @@ def _choose(model: Transformer) -> tuple[Any, Any]:
     sizes, sparse = _sizes(model), has_experts(model)
     if model.attention == "mla":
         return _latent(model, sizes | _experts(model), sparse)
+    if model.hidden_act == "gelu":
+        return GPT2LMHeadModel, GPT2Config(
+            n_embd=int(model.hidden_size), n_layer=int(model.num_hidden_layers), n_head=int(model.num_attention_heads),
+            n_positions=int(model.max_position_embeddings), n_inner=int(model.intermediate_size),
+            vocab_size=int(model.vocab_size), tie_word_embeddings=model.tie_word_embeddings,
+        )  # fmt: skip
     if sparse:
         # DeepSeek's mixture of experts with ordinary attention has no class of its own; GLM-4.5's has both.
         assert not model.attention_bias
