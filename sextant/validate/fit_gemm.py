@@ -45,8 +45,9 @@ _TUNED = {
     "step_s": Bounds(start=3e-10, low=0.0, high=3e-9),
     "l2_warm": Bounds(start=0.2, low=0.0, high=0.6),
     "reduce_s": Bounds(start=2.5e-6, low=0.0, high=2e-5),
-    "whole_waves": Bounds(start=0.5, low=0.0, high=1.0),
 }
+#: GPUs before FP8 launch one block per tile, whose last wave leaves SMs idle; later ones choose tiles that fill it.
+_WAVES = {"whole_waves": Bounds(start=0.5, low=0.0, high=1.0)}
 #: Block-scaled kernels: one tile height, no split.
 _BLOCK_SCALED = {
     "whole_waves": Bounds(start=0.8, low=0.0, high=1.0),
@@ -122,6 +123,8 @@ def fit_gemm(rows: Sequence[Row], device: Device, format: str, source: str = "",
     bare = _is_bare(rows)
     fixed: dict[str, float] = {} if bare or format == "bf16" else {"launch_s": _launch_s(device)}
     bounds = BARE_COEFFICIENTS[format] if bare else COEFFICIENTS[format]
+    if "fp8" not in device.peak_flops_per_s:
+        bounds = {**bounds, **_WAVES}
     fixed |= _BARE_FIXED.get(format, {}) if bare else {}
     fitted = solve(name, bounds, predict, measured_s, test, source, fixed)
     if correct:

@@ -37,7 +37,8 @@ def test_passes_are_those_of_the_operators():
 def test_alone_and_even_nothing_is_left():
     """One rank without overlap: the operators are the step, with its optimizer and messages."""
     sets = ["engine=analytic", "plan.pipeline=1", "plan.data=2048", "plan.schedule=1f1b", "plan.overlap=none",
-            "plan.n_comm_sms=0", "load.batch=16384"]  # fmt: skip
+            "plan.n_comm_sms=0", "load.batch=16384", "load.routing_spread=0",
+            "cluster.device.clock_spread=0"]  # fmt: skip
     found = answer(question("deepseek_v3_h800_training", sets))
     rows = {part.name: part.seconds for part in parts(found)}
     assert abs(rows.get(REST, 0.0)) < 1e-6 * found.columns["step_time_s"][0]

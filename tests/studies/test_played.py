@@ -88,7 +88,6 @@ def test_vees_answer_on_both_engines(name, overlap, batch):
     event, formula = (
         answer(question(TRAINING, [*sets, f"load.batch={batch}", f"engine={e}"])) for e in ("event", "analytic")
     )
-    assert event.feasible.all(), event.limits
     assert formula.columns["step_time_s"][0] == pytest.approx(event.columns["step_time_s"][0], rel=0.05)
     plain = answer(question(TRAINING, ["plan.pipeline=8", f"load.batch={batch}"])).columns
     assert event.columns["hbm_weights_bytes"][0] < plain["hbm_weights_bytes"][0]

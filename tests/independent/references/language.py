@@ -61,7 +61,8 @@ def n_parameters(model: Transformer, module: torch.nn.Module) -> int:
 def n_activated(model: Transformer, module: torch.nn.Module) -> int:
     """Parameters that one token uses, without the input embedding: all but the experts that are not chosen."""
     total = n_parameters(model, module)
-    embedding = sum(p.numel() for name, p in module.named_parameters() if name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight")))
+    tables = ("embed_tokens.weight", "wte.weight", "wpe.weight")
+    embedding = sum(p.numel() for name, p in module.named_parameters() if name.endswith(tables))
     experts = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name)
     idle = 0
     if experts:
