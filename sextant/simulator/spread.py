@@ -63,10 +63,27 @@ class Pace:
         A chip's clock is the same in all of them, so its deviations add; the tokens of its experts are drawn anew in
         each, so theirs add in squares. Exactly 0 where all devices are alike.
         """
+        clock, routing = self._variances((1.0, layer) for layer in layers)
+        return slowest(self.n_devices) * np.sqrt(clock + routing)
+
+    def behind_s(self, layers: Iterable[tuple[Num, Varying]], n_devices: Num) -> Num:
+        """Seconds by which the slowest of all ``n_devices`` is expected to be behind the slowest of one group, over
+        ``layers`` with their numbers, whenever a group passes them.
+
+        Groups that work for one another, as stages of a pipeline do, even out what is drawn anew. A chip's clock stays:
+        of the deviation that makes a group slow, its share of the variance does. Up to a fifth more than 16 simulated
+        groups of 64 are.
+        """
+        clock, routing = self._variances(layers)
+        deviation = np.sqrt(clock + routing)
+        lasting = np.divide(clock, deviation, out=np.zeros_like(deviation), where=deviation > 0.0)
+        return (slowest(n_devices) - slowest(self.n_devices)) * lasting
+
+    def _variances(self, layers: Iterable[tuple[Num, Varying]]) -> tuple[Num, Num]:
+        """Of the seconds of ``layers``, by the clock and by the routing."""
         clock: Num = 0.0
         experts: Num = 0.0
-        for layer in layers:
-            clock = clock + layer.clock_s
-            experts = experts + np.square(layer.experts_s)
-        variance = np.square(self.clock_spread * clock) + np.square(self.routing_spread) * experts
-        return slowest(self.n_devices) * np.sqrt(variance)
+        for number, layer in layers:
+            clock = clock + number * layer.clock_s
+            experts = experts + number * np.square(layer.experts_s)
+        return np.square(self.clock_spread * clock), np.square(self.routing_spread) * experts

@@ -206,10 +206,11 @@ def _pipeline_run(answer: Answer) -> PipelineRun:
 def _optimizer_spans(answer: Answer, run: PipelineRun) -> list[Span]:
     from sextant.simulator.des import Span
 
-    end_s = run.step_s + float(answer.result.columns["optimizer_s"][0])
+    end_s = float(answer.result.columns["step_time_s"][0])
+    start_s = end_s - float(answer.result.columns["optimizer_s"][0])
     tracks = dict.fromkeys(span.track for span in run.spans)
     return [
-        Span(name="optimizer", track=track, stream="compute", start_s=run.step_s, end_s=end_s, kind="optimizer")
+        Span(name="optimizer", track=track, stream="compute", start_s=start_s, end_s=end_s, kind="optimizer")
         for track in tracks
     ]
 

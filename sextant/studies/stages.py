@@ -225,6 +225,21 @@ def _pace(scenario: Scenario) -> Pace:
     )  # fmt: skip
 
 
+def behind_s(scenario: Scenario, timed: TimedStep) -> Num:
+    """Seconds of a step by which its slowest stage is behind the mean one, for the clocks of the chips that hold it.
+
+    What a stage waits for the slowest of its own devices is in its chunks; all others idle this long."""
+    plan, load = scenario.plan, scenario.load
+    varying = (timed.beside or timed).varying()
+    layers: list[tuple[Num, Varying]] = []
+    phases = ("forward", "backward_input", "backward_weight")
+    for part, n in timed.step.layers.items():
+        forward, inputs, weights = (varying.get((part, phase), Varying()) for phase in phases)
+        layers += [(n / plan.pipeline, forward), (n / plan.pipeline, inputs + weights)]
+    pace = _pace(scenario)
+    return load.batch / (plan.data * plan.micro_batch) * pace.behind_s(layers, pace.n_devices * plan.pipeline)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Waits:
     """What chunks wait for the slowest device that holds them."""

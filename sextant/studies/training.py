@@ -19,7 +19,7 @@ from sextant.studies.memory import Operands, RankMemory, memory_use, rank_memori
 from sextant.studies.memory import operands as memory_operands
 from sextant.studies.played import pick
 from sextant.studies.sends import blocked, send_bytes, waited_s
-from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, behind_s, chunk_times, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
@@ -110,6 +110,8 @@ def evaluate_timed(
         points = [played.point(plan, chunks, micro_batches, waited_s(scenario), i) for i in range(n_points)]
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
         run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
+    late_s = behind_s(scenario, timed)
+    run["pipeline_s"], run["bubble_s"] = run["pipeline_s"] + late_s, run["bubble_s"] + late_s
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
     optimizer_s = np.max(_optimizer_s(scenario, stages, node_size), axis=0) + ends_s(moves, stages)
     step_s = run["pipeline_s"] + optimizer_s
