@@ -75,7 +75,7 @@ def _time(found: Answer) -> list[str]:
     add(table, ("whole step", *(("", "", "") if training else ()), shown("x_s", step_s), "100.0%"))
     sent = messages_s(found.result)
     exposed = float(found.result.columns.get("exposed_comm_s", [0.0])[0])
-    note = f"messages: {shown('x_s', sent)} in all, {shown('x_s', exposed)} of it exposed"
+    note = f"messages: {shown('x_s', sent)} in all; exposed, with waiting for slower GPUs: {shown('x_s', exposed)}"
     return ["", rendered(table), *([note] if sent else []), ""]
 
 
