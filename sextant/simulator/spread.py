@@ -8,13 +8,17 @@ the pace of the slowest of them; what the others wait shows in a trace as commun
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import log_ndtr, ndtri
 
 from sextant.simulator.types import Device, Num
+
+#: Where distributions are integrated, in standard deviations above the mean, and with what weights.
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(48)
+_DEVIATIONS, _WEIGHTS = 1.5 + 6.5 * _NODES, 6.5 * _NODE_WEIGHTS
 
 
 def slowest(n: Num) -> Num:
@@ -66,18 +70,15 @@ class Pace:
         clock, routing = self._variances((1.0, layer) for layer in layers)
         return slowest(self.n_devices) * np.sqrt(clock + routing)
 
-    def behind_s(self, layers: Iterable[tuple[Num, Varying]], n_devices: Num) -> Num:
-        """Seconds by which the slowest of all ``n_devices`` is expected to be behind the slowest of one group, over
-        ``layers`` with their numbers, whenever a group passes them.
+    def lasting_s(self, layers: Iterable[tuple[Num, Varying]]) -> Num:
+        """Standard deviation of what a device takes longer in every pass of ``layers``, given with their numbers.
 
-        Groups that work for one another, as stages of a pipeline do, even out what is drawn anew. A chip's clock stays:
-        of the deviation that makes a group slow, its share of the variance does. Up to a fifth more than 16 simulated
-        groups of 64 are.
+        What routing draws anew in each pass evens out over many. A chip's clock stays: of the deviation that makes a
+        group slow, its share of the variance does.
         """
         clock, routing = self._variances(layers)
         deviation = np.sqrt(clock + routing)
-        lasting = np.divide(clock, deviation, out=np.zeros_like(deviation), where=deviation > 0.0)
-        return (slowest(n_devices) - slowest(self.n_devices)) * lasting
+        return np.divide(clock, deviation, out=np.zeros_like(deviation), where=deviation > 0.0)
 
     def _variances(self, layers: Iterable[tuple[Num, Varying]]) -> tuple[Num, Num]:
         """Of the seconds of ``layers``, by the clock and by the routing."""
@@ -87,3 +88,20 @@ class Pace:
             clock = clock + number * layer.clock_s
             experts = experts + number * np.square(layer.experts_s)
         return np.square(self.clock_spread * clock), np.square(self.routing_spread) * experts
+
+
+def behind_s(seconds: Sequence[Num], lasting_s: Num, n_devices: Num) -> Num:
+    """How much longer than its longest group a chain of groups is expected to take, where each goes at the pace of the
+    slowest of its ``n_devices``, and the chain at that of its slowest group.
+
+    ``seconds`` are those of the groups, each with the same wait for its own slowest device, whose standard deviation
+    over devices is ``lasting_s``. Groups that are shorter by more than a few of them do not count. 0 for one group.
+    """
+    lasting = np.maximum(lasting_s, np.finfo(float).tiny)
+    groups = np.stack(np.broadcast_arrays(*seconds))
+    slack = (groups.max(axis=0) - groups) / lasting
+    # The distribution of the slowest of all is the product of those of the groups.
+    at = _DEVIATIONS.reshape(-1, *(1,) * np.ndim(slack))
+    of_all, of_one = n_devices * log_ndtr(at + slack).sum(axis=1), n_devices * log_ndtr(at[:, 0])
+    apart = np.asarray(np.exp(of_one) - np.exp(of_all), dtype=float)
+    return lasting * np.tensordot(_WEIGHTS, apart, axes=1)

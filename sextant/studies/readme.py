@@ -46,7 +46,7 @@ _ROWS = {
     "deepseek_v3_training.report.gpu_hours_per_trillion_tokens": "GPU hours per trillion tokens",
     "profile_data.decode.tokens_per_s_per_device": "decode, EP128, per GPU; InferSim +16%, aiconfigurator -11%",
     "profile_data.prefill.tokens_per_s_per_device": "prefill, EP32, per GPU; InferSim +15%, aiconfigurator -51%",
-    "megatron.22b_full.step_time_s": "Megatron 22B, 8 A100, full recompute; Calculon 3.65% on these four",
+    "megatron.22b_full.step_time_s": "Megatron 22B, 8 A100, full recompute; Calculon's own mean of such steps 3.65%",
     "megatron.22b_selective.step_time_s": "the same, sequence parallel, selective recompute",
     "megatron.175b_full.step_time_s": "Megatron 175B, 64 A100, full recompute",
     "megatron.175b_selective.step_time_s": "the same, sequence parallel, selective recompute",

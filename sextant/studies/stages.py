@@ -193,7 +193,7 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
     take as long as on the slowest of the devices that hold the stage, for these wait for one another."""
     plan, table = scenario.plan, timed.table()
     alone = {part: layer_times(table, part) for part in timed.step.layers}
-    pace = _pace(scenario)
+    pace = pace_of(scenario)
     waits = _Waits(pace=pace, varying=timed.varying())
 
     def of_chunks(phase: str) -> list[Num]:
@@ -216,7 +216,7 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
     return times
 
 
-def _pace(scenario: Scenario) -> Pace:
+def pace_of(scenario: Scenario) -> Pace:
     """All devices that hold a stage wait for one another: in each layer that exchanges tokens, else at the end."""
     plan = scenario.plan
     return Pace(
@@ -225,10 +225,8 @@ def _pace(scenario: Scenario) -> Pace:
     )  # fmt: skip
 
 
-def behind_s(scenario: Scenario, timed: TimedStep) -> Num:
-    """Seconds of a step by which its slowest stage is behind the mean one, for the clocks of the chips that hold it.
-
-    What a stage waits for the slowest of its own devices is in its chunks; all others idle this long."""
+def lasting_s(scenario: Scenario, timed: TimedStep) -> Num:
+    """Standard deviation over the devices of the seconds that a whole step of a mean stage takes, for their clocks."""
     plan, load = scenario.plan, scenario.load
     varying = (timed.beside or timed).varying()
     layers: list[tuple[Num, Varying]] = []
@@ -236,8 +234,7 @@ def behind_s(scenario: Scenario, timed: TimedStep) -> Num:
     for part, n in timed.step.layers.items():
         forward, inputs, weights = (varying.get((part, phase), Varying()) for phase in phases)
         layers += [(n / plan.pipeline, forward), (n / plan.pipeline, inputs + weights)]
-    pace = _pace(scenario)
-    return load.batch / (plan.data * plan.micro_batch) * pace.behind_s(layers, pace.n_devices * plan.pipeline)
+    return load.batch / (plan.data * plan.micro_batch) * pace_of(scenario).lasting_s(layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

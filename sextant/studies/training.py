@@ -9,6 +9,7 @@ import numpy as np
 from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.evaluate import TimedStep, distinct_points, in_line_s, interval, provenance_shares, time_ops
 from sextant.simulator.result import join, result
+from sextant.simulator.spread import behind_s
 from sextant.simulator.trace import Counter
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
 from sextant.studies import goodput, played
@@ -19,7 +20,7 @@ from sextant.studies.memory import Operands, RankMemory, memory_use, rank_memori
 from sextant.studies.memory import operands as memory_operands
 from sextant.studies.played import pick
 from sextant.studies.sends import blocked, send_bytes, waited_s
-from sextant.studies.stages import ChunkTimes, Layouts, Stages, behind_s, chunk_times, layout, with_beside
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, lasting_s, layout, pace_of, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step
 from sextant.workloads.shard import shard
@@ -110,7 +111,8 @@ def evaluate_timed(
         points = [played.point(plan, chunks, micro_batches, waited_s(scenario), i) for i in range(n_points)]
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
         run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
-    late_s = behind_s(scenario, timed)
+    busy = [sum(each.values(), 0.0) for each in _rank_work(plan, chunks, stages, micro_batches)]
+    late_s = behind_s(busy, lasting_s(scenario, timed), pace_of(scenario).n_devices)
     run["pipeline_s"], run["bubble_s"] = run["pipeline_s"] + late_s, run["bubble_s"] + late_s
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
     optimizer_s = np.max(_optimizer_s(scenario, stages, node_size), axis=0) + ends_s(moves, stages)
@@ -179,14 +181,24 @@ def _work(
     plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, micro_batches: Num
 ) -> tuple[dict[str, Num], Num, Num]:
     """Seconds by instruction kind and with exposed messages, means over the ranks; all work of the busiest rank."""
-    n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
-    ranks = [schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual) for rank in range(len(stages.ranks))]
-    parts = [_by_kind(counted, chunks) for counted in ranks]
+    parts = _rank_work(plan, chunks, stages, micro_batches)
     names = dict.fromkeys(kind for kinds in parts for kind in kinds)
     average = {name: _mean([kinds.get(name, 0.0) for kinds in parts]) for name in names}
     work = [sum(kinds.values(), 0.0) for kinds in parts]
     busiest = np.max(np.stack(np.broadcast_arrays(*work)), axis=0)
-    return average, _mean([_exposed(counted, chunks) for counted in ranks]), busiest
+    exposed = [_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)]
+    return average, _mean(exposed), busiest
+
+
+def _counts(plan: Plan, stages: Stages | Layouts, micro_batches: Num) -> list[dict[tuple[str, int, int], Num]]:
+    """How often every rank executes each instruction."""
+    n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
+    return [schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual) for rank in range(len(stages.ranks))]
+
+
+def _rank_work(plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, micro_batches: Num) -> list[dict[str, Num]]:
+    """Seconds of every rank by instruction kind."""
+    return [_by_kind(counted, chunks) for counted in _counts(plan, stages, micro_batches)]
 
 
 def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> dict[str, Num]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sextant import hwmodels
-from sextant.simulator.spread import Pace, Varying, paced, slowest
+from sextant.simulator.spread import Pace, Varying, behind_s, paced, slowest
 
 
 @pytest.mark.parametrize(("n", "within"), [(2, 0.05), (8, 0.02), (64, 0.02), (2048, 0.02)])
@@ -69,13 +69,32 @@ def test_simulated_groups_that_work_for_one_another_wait_as_long(routing: float,
         tokens = np.sqrt(8) * 8e-3 * routing * rng.standard_normal((16, 64, 300))
         groups = (clock + tokens).max(axis=1).mean(axis=1)
         behind.append(groups.max() - groups.mean())
-    layers = [(8.0, Varying(clock_s=20e-3, experts_s=8e-3))]
-    assert float(pace.behind_s(layers, 1024.0)) == pytest.approx(np.mean(behind), rel=within)
+    lasting = pace.lasting_s([(8.0, Varying(clock_s=20e-3, experts_s=8e-3))])
+    assert float(behind_s([1.0] * 16, lasting, 64.0)) == pytest.approx(np.mean(behind), rel=within)
+
+
+def test_shorter_groups_hide_their_slow_chips() -> None:
+    """Against draws of unequal groups: two long ones and six that are shorter by a few deviations, or by many."""
+    rng = np.random.default_rng(3)
+    for slack in (0.5, 1.5, 30.0):
+        seconds = np.array([5.0, 5.0, *[5.0 - slack] * 6])
+        drawn = rng.standard_normal((20_000, 8, 64)).max(axis=2)
+        expected = (seconds + drawn).max(axis=1).mean() - 5.0 - drawn.mean()
+        assert float(behind_s(list(seconds), 1.0, 64.0)) == pytest.approx(expected, rel=0.03)
 
 
 def test_one_group_is_behind_nobody() -> None:
     layers = [(1.0, Varying(clock_s=1.0, experts_s=1.0))]
     pace = Pace(n_devices=64.0, clock_spread=0.05, routing_spread=0.2)
-    assert float(pace.behind_s(layers, 64.0)) == 0.0
-    assert float(replace(pace, clock_spread=0.0).behind_s(layers, 4096.0)) == 0.0
-    assert float(replace(pace, clock_spread=0.0, routing_spread=0.0).behind_s(layers, 4096.0)) == 0.0
+    assert float(behind_s([3.0], pace.lasting_s(layers), 64.0)) == 0.0
+    for even in (replace(pace, clock_spread=0.0), replace(pace, clock_spread=0.0, routing_spread=0.0)):
+        assert float(behind_s([3.0] * 8, even.lasting_s(layers), 64.0)) == pytest.approx(0.0, abs=1e-200)
+
+
+def test_points_are_independent() -> None:
+    """Arrays of points answer as each point alone."""
+    groups, lasting, n = [np.array([1.0, 2.0]), 2.0], np.array([0.1, 0.3]), np.array([8.0, 512.0])
+    whole = behind_s(groups, lasting, n)
+    for i in range(2):
+        alone = behind_s([groups[0][i], 2.0], lasting[i], n[i])
+        assert float(np.asarray(whole)[i]) == pytest.approx(float(alone), rel=1e-12)
