@@ -97,11 +97,10 @@ def behind_s(seconds: Sequence[Num], lasting_s: Num, n_devices: Num) -> Num:
     ``seconds`` are those of the groups, each with the same wait for its own slowest device, whose standard deviation
     over devices is ``lasting_s``. Groups that are shorter by more than a few of them do not count. 0 for one group.
     """
-    lasting = np.maximum(lasting_s, np.finfo(float).tiny)
     groups = np.stack(np.broadcast_arrays(*seconds))
-    slack = (groups.max(axis=0) - groups) / lasting
+    slack = (groups.max(axis=0) - groups) / np.where(np.asarray(lasting_s) > 0.0, lasting_s, 1.0)
     # The distribution of the slowest of all is the product of those of the groups.
     at = _DEVIATIONS.reshape(-1, *(1,) * np.ndim(slack))
     of_all, of_one = n_devices * log_ndtr(at + slack).sum(axis=1), n_devices * log_ndtr(at[:, 0])
     apart = np.asarray(np.exp(of_one) - np.exp(of_all), dtype=float)
-    return lasting * np.tensordot(_WEIGHTS, apart, axes=1)
+    return lasting_s * np.tensordot(_WEIGHTS, apart, axes=1)

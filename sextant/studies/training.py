@@ -106,13 +106,15 @@ def evaluate_timed(
     moves, alone = moved(scenario, stages), chunk_times(scenario, timed, stages)
     chunks = blocked(scenario, alone if moves is None else beside(alone, moves))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    run = _pipeline(scenario, stages, chunks, micro_batches, n_points)
+    work = _rank_work(plan, chunks, stages, micro_batches)
+    run = _pipeline(scenario, stages, chunks, work, n_points)
     if scenario.cluster.varies:
         points = [played.point(plan, chunks, micro_batches, waited_s(scenario), i) for i in range(n_points)]
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
         run["pipeline_s"] = run["pipeline_s"] + run["jitter_s"]
-    busy = [sum(each.values(), 0.0) for each in _rank_work(plan, chunks, stages, micro_batches)]
-    late_s = behind_s(busy, lasting_s(scenario, timed), pace_of(scenario).n_devices)
+    late_s = behind_s(
+        [sum(each.values(), 0.0) for each in work], lasting_s(scenario, timed), pace_of(scenario).n_devices
+    )
     run["pipeline_s"], run["bubble_s"] = run["pipeline_s"] + late_s, run["bubble_s"] + late_s
     run["exposed_comm_s"] = run["exposed_comm_s"] + micro_batches * in_line_s(timed, stages.layers(0))
     optimizer_s = np.max(_optimizer_s(scenario, stages, node_size), axis=0) + ends_s(moves, stages)
@@ -142,52 +144,47 @@ def evaluate_timed(
 
 
 def _pipeline(
-    scenario: Scenario, stages: Stages | Layouts, chunks: ChunkTimes, micro_batches: Num, n_points: int
+    scenario: Scenario, stages: Stages | Layouts, chunks: ChunkTimes, work: Sequence[Mapping[str, Num]], n_points: int
 ) -> dict[str, Num]:
     """Seconds of the pipeline and of its parts, as its ranks spend them on average; the event engine goes point by
     point."""
-    plan = scenario.plan
-    send_s = waited_s(scenario)
+    plan, send_s = scenario.plan, waited_s(scenario)
+    micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)
     if scenario.engine == "event":
         runs = [_simulated(plan, chunks, micro_batches, send_s, i) for i in range(n_points)]
         return {name: np.array([run[name] for run in runs]) for name in runs[0]}
     if plan.schedule in schedule.VEES:
         # The mean over many short stages says too little; ZB-V has no closed form where F, B and W differ.
-        average, exposed, _ = _work(plan, chunks, stages, micro_batches)
-        return _parts(average, played.ends_s(plan, chunks, micro_batches, send_s, n_points), exposed)
-    return _formulas(plan, chunks, stages, micro_batches, send_s)
+        exposed = _mean([_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)])
+        return _parts(_average(work), played.ends_s(plan, chunks, micro_batches, send_s, n_points), exposed)
+    return _formulas(plan, chunks, stages, work, micro_batches, send_s)
 
 
 def _formulas(
-    plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, micro_batches: Num, send_s: Num
-) -> dict[str, Num]:
+    plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, work: Sequence[Mapping[str, Num]], micro_batches: Num,
+    send_s: Num,
+) -> dict[str, Num]:  # fmt: skip
     """The busiest rank's work plus the schedule's bubble at the mean chunk times of all stages.
 
     Beside the event engine: 0.3% too fast on the published DualPipe step, 1.4% on the same plan with 1F1B, whose steady
     state waits for messages between stages.
     """
     n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
-    average, exposed, busiest = _work(plan, chunks, stages, micro_batches)
+    busiest = np.max(np.stack(np.broadcast_arrays(*(sum(each.values(), 0.0) for each in work))), axis=0)
     forward, inputs, weights = (_mean(x) for x in (chunks.forward, chunks.backward_input, chunks.backward_weight))
     full = virtual * (inputs + weights)
     pairs = _mean(list(chunks.pair.values())) if chunks.pair else 0.0
     bubble = schedule.bubble_s(plan.schedule, n_ranks, virtual * forward, full, virtual * weights, pairs, virtual)
     # Filling the pipeline passes every boundary once in each direction.
     bubble = bubble + 2.0 * (n_ranks - 1.0) * send_s
-    return _parts(average, busiest + bubble, exposed)
+    exposed = _mean([_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)])
+    return _parts(_average(work), busiest + bubble, exposed)
 
 
-def _work(
-    plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, micro_batches: Num
-) -> tuple[dict[str, Num], Num, Num]:
-    """Seconds by instruction kind and with exposed messages, means over the ranks; all work of the busiest rank."""
-    parts = _rank_work(plan, chunks, stages, micro_batches)
-    names = dict.fromkeys(kind for kinds in parts for kind in kinds)
-    average = {name: _mean([kinds.get(name, 0.0) for kinds in parts]) for name in names}
-    work = [sum(kinds.values(), 0.0) for kinds in parts]
-    busiest = np.max(np.stack(np.broadcast_arrays(*work)), axis=0)
-    exposed = [_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)]
-    return average, _mean(exposed), busiest
+def _average(work: Sequence[Mapping[str, Num]]) -> dict[str, Num]:
+    """Seconds by instruction kind, means over the ranks."""
+    names = dict.fromkeys(kind for kinds in work for kind in kinds)
+    return {name: _mean([kinds.get(name, 0.0) for kinds in work]) for name in names}
 
 
 def _counts(plan: Plan, stages: Stages | Layouts, micro_batches: Num) -> list[dict[tuple[str, int, int], Num]]:

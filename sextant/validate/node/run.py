@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -44,12 +45,17 @@ def provenance(cuda: bool, n_gpus: int, command: str, note: str) -> dict[str, st
     del header["traffic"]
     if cuda:
         header["nccl"] = ".".join(str(part) for part in torch.cuda.nccl.version())
-        header["links"] = " ".join(measure.output_of(["nvidia-smi", "topo", "-m"]).split())
-        header["nvlink"] = " ".join(measure.output_of(["nvidia-smi", "nvlink", "--status", "-i", "0"]).split())
+        header["links"] = _plain(measure.output_of(["nvidia-smi", "topo", "-m"]))
+        header["nvlink"] = _plain(measure.output_of(["nvidia-smi", "nvlink", "--status", "-i", "0"]))
         settings = {k: v for k, v in os.environ.items() if k.startswith("NCCL_")}
         header["nccl_environment"] = " ".join(f"{k}={v}" for k, v in sorted(settings.items()))
     header["cpus"] = str(os.cpu_count())
     return header
+
+
+def _plain(text: str) -> str:
+    """One line, without colours and the serial numbers of devices."""
+    return re.sub(r"\x1b\[[0-9;]*m| \(UUID: [^)]*\)", "", " ".join(text.split()))
 
 
 def _free_port() -> int:
