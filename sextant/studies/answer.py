@@ -16,7 +16,7 @@ from sextant.simulator.types import Result, Scenario
 from sextant.studies import catalogue, solve
 from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.scenario import Check, Question, load
-from sextant.workloads import models
+from sextant.workloads import models, traffic
 
 #: The fields that each limit is about, for errors that name a place in the file: the first is blamed.
 _BLAME = {
@@ -213,6 +213,8 @@ def _bounded(found: Result, scenario: Scenario) -> Result:
 
 
 def _divisible(scenario: Scenario):
+    for path, message in traffic.problems(scenario.model, scenario.load):
+        yield (path,), message
     for reason, broken in plan_limits(scenario).items():
         if bool(np.any(broken)):
             fields = _BLAME[reason]

@@ -37,20 +37,32 @@ def received_copies(model, expert: Num, redundant: Num = 0.0, node_size: Num = N
     return crowded(destinations(shape)[1], expert, skew.gpu)
 
 
+def problems(model, load: Load) -> list[tuple[str, str]]:
+    """What is wrong with how a load routes tokens: the field, and what to write instead."""
+    if load.routing == "counts":
+        given = load.expert_tokens
+        if np.any(np.asarray(model.n_routed_experts) != len(given)) or not sum(given) > 0:
+            wanted = np.max(np.asarray(model.n_routed_experts))
+            text = f"{len(given)} numbers for {wanted:.0f} routed experts; give one for each, not all 0"
+            return [("load.expert_tokens", text)]
+        return []
+    try:
+        imbalance.exponent(load.routing)
+    except ValueError:
+        text = f"unknown {load.routing!r}; choose balanced, power_law_A (e.g. power_law_0.8) or counts"
+        return [("load.routing", text)]
+    return []
+
+
 def skew(model, plan: Plan, load: Load, n_tokens: Num, node_size: Num = NODE_SIZE) -> Skew:
     """How unevenly ``load.routing`` loads the devices and nodes of an expert-parallel group, to which each device
     brings ``n_tokens``; floats, or arrays where a dimension is one. InputError for an unknown routing, or for counts
     that are not one per routed expert."""
-    power = None
-    if load.routing != "counts":
-        try:
-            power = imbalance.exponent(load.routing)
-        except ValueError:
-            raise InputError(
-                f"load.routing: unknown {load.routing!r}; choose balanced, power_law_A (e.g. power_law_0.8) or counts"
-            ) from None
-        if power is None:
-            return BALANCED
+    for path, message in problems(model, load):
+        raise InputError(f"{path}: {message}")
+    power = None if load.routing == "counts" else imbalance.exponent(load.routing)
+    if power is None and load.routing != "counts":
+        return BALANCED
     experts, n_gpus = model.n_routed_experts, plan.expert
     n_nodes = np.ceil(n_gpus / np.minimum(n_gpus, node_size))
     tokens = n_tokens * n_gpus
@@ -60,7 +72,7 @@ def skew(model, plan: Plan, load: Load, n_tokens: Num, node_size: Num = NODE_SIZ
         most, hit = imbalance.power_law(power, experts, n_gpus, tokens, pairs)
         of_node, _ = imbalance.power_law(power, experts, n_nodes, tokens, pairs)
         return Skew(gpu=(most * n_gpus / pairs)[()], node=(of_node * n_nodes / pairs)[()], hit=hit * n_gpus / experts)
-    counts = _counts(model, load) if power is None else ()
+    counts = load.expert_tokens if power is None else ()
     columns = np.broadcast_arrays(experts, tokens, pairs, slots, n_nodes, n_gpus, n_group)
     found = [_packed(counts, power, *(float(v) for v in row)) for row in np.stack(columns, axis=-1).reshape(-1, 7)]
     gpu, node = np.reshape(np.transpose(found), (2, *columns[0].shape))
@@ -73,13 +85,3 @@ def _packed(counts: tuple[float, ...], power: float | None, experts: float, *res
     if power is None:
         return imbalance.packed(counts, slots, n_nodes, n_gpus, n_group)
     return imbalance.packed_power_law(power, round(experts), tokens, pairs, slots, n_nodes, n_gpus, n_group)
-
-
-def _counts(model, load: Load) -> tuple[float, ...]:
-    given = load.expert_tokens
-    if np.any(np.asarray(model.n_routed_experts) != len(given)) or not sum(given) > 0:
-        wanted = np.max(np.asarray(model.n_routed_experts))
-        raise InputError(
-            f"load.expert_tokens: {len(given)} numbers for {wanted:.0f} routed experts; give one for each, not all 0"
-        )
-    return given

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sextant.simulator.errors import InputError
 from sextant.studies.answer import answer, question
 from sextant.studies.cli import main
 
@@ -28,6 +29,21 @@ def test_a_schedule_that_does_not_exist_is_told(words, options, capsys, monkeypa
     assert stopped.value.code == 1
     out = capsys.readouterr().out
     assert "divisibility: sequences" in out or "DualPipe needs" in out
+
+
+@pytest.mark.parametrize(
+    ("load", "place", "problem"),
+    [
+        ("{routing: powerlaw}", "2:17", "load.routing: unknown 'powerlaw'; choose balanced, power_law_A"),
+        ("{routing: counts, expert_tokens: [1, 2]}", "2:40", "load.expert_tokens: 2 numbers for 256 routed experts"),
+    ],
+)
+def test_a_routing_that_does_not_exist_is_told_at_its_place(load: str, place: str, problem: str, tmp_path: Path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(f"base: deepseek_v3_h800_training\nload: {load}\n")
+    with pytest.raises(InputError) as told:
+        question(str(path))
+    assert f"wrong.yaml:{place}: {problem}" in str(told.value)
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-405b", "qwen-2.5-72b"])
