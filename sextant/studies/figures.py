@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,13 +202,23 @@ def curve(answer: Answer, path: str):
     return figure
 
 
+def log_axis(axes: Any, text: Callable[[float], str]) -> None:
+    """A logarithmic horizontal axis, labelled by ``text`` at 1, 2 and 5: matplotlib's own labels are formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(float(value))))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _axis(axes: Any, path: str, x: np.ndarray) -> None:
     """The axis of a swept field: in units, and logarithmic where its values are spaced by a factor."""
     name = path.rpartition(".")[2]
     scale = 0 if x.min() <= 0 else x.max() / x.min()
     steps = np.diff(np.unique(x))
     if scale >= 8 and len(steps) > 1 and steps.max() > 3 * steps.min():
-        axes.set_xscale("log")
+        log_axis(axes, lambda value: _text(name, value))
         if len(steps) < _N_LINES:
             axes.set_xticks(np.unique(x), [_text(name, float(v)) for v in np.unique(x)])
             axes.minorticks_off()

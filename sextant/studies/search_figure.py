@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sextant.studies.figures import save_figure, styled
+from sextant.studies.figures import log_axis, save_figure, styled
 from sextant.studies.search import Found
 
 
@@ -28,13 +28,13 @@ def draw(found: Found, place: Path) -> list[Path]:
             x, y = _thinned(seconds[mask], gigabytes[mask])
             axes.plot(x, y, ".", ms=2.5, color=colour, label=label, rasterized=True)
         axes.plot(seconds[front], gigabytes[front], "-o", ms=3, lw=1, color="#b5493c", label="Pareto front")
-        axes.set_xscale("log")
+        log_axis(axes, lambda value: f"{value:,g}")
         capacity = float(np.max(gigabytes[found.feasible]))
         axes.set_ylim(0, 2 * capacity)
         axes.set_xlabel("step time in s")
         axes.set_ylabel("memory of the fullest GPU in GB")
         axes.set_title(found.scenario.name, fontsize=9)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(fontsize=8, edgecolor="white")
         files = [save_figure(figure, place / f"pareto.{kind}") for kind in ("png", "svg")]
         plt.close(figure)
     return files
