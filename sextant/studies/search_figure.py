@@ -34,7 +34,7 @@ def draw(found: Found, place: Path) -> list[Path]:
         axes.set_xlabel("step time in s")
         axes.set_ylabel("memory of the fullest GPU in GB")
         axes.set_title(found.scenario.name, fontsize=9)
-        axes.legend(fontsize=8, edgecolor="white")
+        axes.legend(loc="upper right", fontsize=8, edgecolor="white")
         files = [save_figure(figure, place / f"pareto.{kind}") for kind in ("png", "svg")]
         plt.close(figure)
     return files
