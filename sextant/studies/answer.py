@@ -13,7 +13,7 @@ from sextant.simulator import paths
 from sextant.simulator.result import join, result
 from sextant.simulator.schedule import OVERLAPPING, n_stages
 from sextant.simulator.types import Result, Scenario
-from sextant.studies import catalogue, solve
+from sextant.studies import catalogue, solve, study
 from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.scenario import Check, Question, load
 from sextant.workloads import models, traffic
@@ -122,7 +122,12 @@ def nothing(n_points: int) -> Result:
 
 
 def answer(asked: Question, progress: Callable[[int], None] = lambda n: None) -> Result:
-    """The result of every point of the question's design table, in its order; ``progress`` gets points done so far."""
+    """The result of every point of the question's design table, in its order; ``progress`` gets points done so far.
+
+    A study of its own answers what asks for it.
+    """
+    if asked.study:
+        return study.find(asked.study).answer(asked, progress)
     results: list[Result] = []
     order: list[np.ndarray] = []
     done = 0

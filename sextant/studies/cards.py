@@ -15,16 +15,20 @@ from sextant.simulator import kernels
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import KernelFit
 from sextant.simulator.units import show as shown
-from sextant.studies import axes, catalogue, model_card, topology_card
+from sextant.studies import axes, catalogue, model_card, study, topology_card
 from sextant.studies.files import save
 from sextant.workloads import models
 
-#: What a scenario may ask, by its ``load.phase``.
-_STUDIES = {
+#: What a scenario without a study of its own asks, by its ``load.phase``.
+_PHASES = {
     "training": "one optimizer step: pipeline, overlap, bubble, MFU, memory, cost per trillion tokens",
     "prefill": "one engine step over prompts: time to first token, throughput, memory, cost per million tokens",
     "decode": "one engine step, a token per request: time per token, throughput, memory, cost per million tokens",
 }
+
+
+def _studies() -> dict[str, str]:
+    return {**_PHASES, **{name: study.find(name).about for name in study.names()}}
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
@@ -34,7 +38,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "gpus": lambda: [_gpu_row(name) for name in hwmodels.device_names()],
         "clusters": lambda: [_cluster_row(name) for name in hwmodels.cluster_names()],
         "ops": lambda: [{"name": name, "about": _about(name)} for name in _kernel_kinds()],
-        "studies": lambda: [{"name": name, "about": about} for name, about in _STUDIES.items()],
+        "studies": lambda: [{"name": name, "about": about} for name, about in _studies().items()],
         "scenarios": lambda: [_scenario_row(name) for name in catalogue.scenario_names()],
         "topologies": lambda: [topology_card.row(name) for name in TOPOLOGIES],
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from sextant import hwmodels
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.schedule import NAMES
-from sextant.studies import metrics, model_file
+from sextant.studies import metrics, model_file, study
 from sextant.studies.layers import Catalogue
 from sextant.workloads import models
 from sextant.workloads.formats import RECIPES
@@ -74,4 +74,5 @@ def catalogue() -> Catalogue:
         published=published.groups(),
         choices=CHOICES,
         sizes=SIZES,
+        studies=study.names(),
     )

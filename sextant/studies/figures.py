@@ -12,7 +12,7 @@ import numpy as np
 
 from sextant.simulator.types import BOUNDS
 from sextant.simulator.units import dimension, show
-from sextant.studies import memory_report, metrics
+from sextant.studies import memory_report, metrics, study
 from sextant.studies.axes import is_numeric
 from sextant.studies.files import save
 from sextant.studies.pipeline_figure import pipeline
@@ -77,6 +77,10 @@ def styled() -> Iterator[None]:
 def _figures(answer: Answer):
     from sextant.studies.report import planned, simulated
 
+    own = study.find(answer.question.study).figures if answer.question.study else None
+    if own is not None:
+        yield from own(answer).items()
+        return
     if answer.n_points == 1 and not planned(answer):
         return
     columns = answer.result.columns

@@ -7,7 +7,7 @@ from typing import Any
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Num
 from sextant.studies import answer as answering
-from sextant.studies import catalogue, judged_kernels, report, topology_card
+from sextant.studies import catalogue, judged_kernels, report, study, topology_card
 from sextant.validate import published
 from sextant.workloads import models, parameters
 from sextant.workloads.transformer import Transformer
@@ -95,13 +95,28 @@ def _scenarios() -> list[dict[str, Any]]:
     rows = []
     for name in catalogue.scenario_names():
         asked = answering.question(name)
-        if not asked.published or asked.scenario.axes:
+        if not asked.published or (asked.scenario.axes and not asked.study):
             continue
         found = report.Answer(question=asked, result=answering.answer(asked))
+        if asked.study:
+            rows += _study(found, study.find(asked.study))
+            continue
         for group in asked.published:
             for metric, pair in report.comparisons(found, groups=(group,)).items():
                 fitted = _A100_TIMES if asked.scenario.cluster.device.name.startswith("a100") else _TIMES
                 rows.append(_row(group, pair, fitted, exact=metric == "kv_bytes_per_token"))
+    return rows
+
+
+def _study(found: report.Answer, asked: study.Study) -> list[dict[str, Any]]:
+    """The figures that a study's answer is judged by, of the groups that its scenario lists."""
+    rows = []
+    for group, metrics in (asked.judged(found) if asked.judged else {}).items():
+        value, low, high = ({name: ends[i] for name, ends in metrics.items()} for i in range(3))
+        if group in found.question.published:
+            rows += [
+                _row(group, p, asked.fitted, exact=False) for p in published.compare(value, group, low=low, high=high)
+            ]
     return rows
 
 

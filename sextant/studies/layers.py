@@ -24,7 +24,7 @@ from sextant.studies.yaml_source import Keys, Source
 BLOCKS = ("model", "cluster", "plan", "load")
 #: The blocks that start from a named record of a catalogue.
 BASED = ("model", "cluster")
-_PLAIN = ("name", "description", "engine", "seed", "published")
+_PLAIN = ("name", "description", "engine", "seed", "published", "study")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Catalogue:
 
     ``metrics`` are the names that constraints and objectives may use, ``published`` the ids of published figures; an
     empty one is not checked against. ``choices`` lists, by dotted path, the texts that a field accepts. ``sizes`` are
-    functions of a model and a load that ``solve`` may hold equal.
+    functions of a model and a load that ``solve`` may hold equal. ``studies`` are the names that ``study`` may say.
     """
 
     models: Callable[[str], object]
@@ -48,6 +48,7 @@ class Catalogue:
     published: Sequence[str] = ()
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sizes: Mapping[str, Callable[[Any, Any], Num]] = field(default_factory=dict)
+    studies: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,8 @@ class _Outer(BaseModel):
     engine: Literal["analytic", "event"] = "analytic"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     published: list[str] = []
+    study: str = ""
+    variants: dict[str, dict[str, Any]] = {}
 
 
 def _outer_problems(layer: Layer) -> list[Problem]:
@@ -270,7 +273,7 @@ def _flatten(layer: Layer, problems: list[Problem]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
 
     def add(path: str, raw: Any, keys: Keys) -> None:
-        if path in ("model", "axes.model"):
+        if split_variant(path)[1] in ("model", "axes.model"):
             raw = _beside(layer, raw)
         entry = Entry(path=path, raw=raw, layer=layer, keys=keys)
         if path in entries:
@@ -289,6 +292,9 @@ def _flatten(layer: Layer, problems: list[Problem]) -> dict[str, Entry]:
     for top, raw in layer.data.items():
         if top in (*BLOCKS, "constraints", "objectives") and isinstance(raw, dict):
             walk(top, raw, (top,))
+        elif top == "variants" and isinstance(raw, dict):
+            for name, fields in raw.items():
+                walk(f"variants.{name}", fields, (top, name))
         elif top in ("axes", "solve", "search") and isinstance(raw, dict):
             for key, value in raw.items():
                 add(f"{top}.{_without_base(key)}", value, (top, key))
@@ -307,4 +313,14 @@ def _beside(layer: Layer, raw: Any) -> Any:
 
 
 def _without_base(path: str) -> str:
-    return path.removesuffix(".base") if path in ("model.base", "cluster.base", "cluster.device.base") else path
+    variant, inner = split_variant(path)
+    head = path.removesuffix(inner) if variant else ""
+    based = inner in ("model.base", "cluster.base", "cluster.device.base")
+    return head + (inner.removesuffix(".base") if based else inner)
+
+
+def split_variant(path: str) -> tuple[str, str]:
+    """The variant that a dotted path is of, and the path inside it; ("", path) for a path of the scenario itself."""
+    top, _, rest = path.partition(".")
+    name, dot, inner = rest.partition(".")
+    return (name, inner) if top == "variants" and dot else ("", path)

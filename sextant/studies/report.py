@@ -175,6 +175,8 @@ def write_trace(answer: Answer, out: str | Path) -> Path:
 def simulated(answer: Answer) -> str:
     """ "" if the answer is of one pipeline that the event engine played; else what to change so that it is."""
     scenario = answer.question.scenario
+    if answer.question.study:
+        return f"a trace shows a training pipeline, got study: {answer.question.study}"
     if scenario.load.phase != "training":
         return f"a trace shows a training pipeline, got load.phase: {scenario.load.phase}"
     if answer.n_points != 1:

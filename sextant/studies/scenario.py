@@ -6,7 +6,7 @@ Whatever is wrong with a file is found in one reading and raised as one InputErr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sextant.studies import axes as sweep
 from sextant.studies import search_space, solve
 from sextant.studies.equations import equations
 from sextant.studies.fields import Field, convert, find, quantity, shown
-from sextant.studies.layers import BASED, BLOCKS, Catalogue, Entry, Layer, collect
+from sextant.studies.layers import BASED, BLOCKS, Catalogue, Entry, Layer, collect, split_variant
 from sextant.studies.model_file import is_file
 from sextant.studies.yaml_source import Source
 
@@ -38,7 +38,8 @@ class Question:
     their value there), the rest is about it.
 
     ``entries`` is everything the files and ``--set`` say, by dotted path. ``published`` are ids of published figures to
-    compare the answer with.
+    compare the answer with. ``study`` is who answers it ("": its phase). ``variants`` are the same question with some
+    entries changed, on the same axes.
     """
 
     scenario: Scenario
@@ -46,6 +47,8 @@ class Question:
     catalogue: Catalogue
     description: str = ""
     published: tuple[str, ...] = ()
+    study: str = ""
+    variants: Mapping[str, Question] = field(default_factory=dict)
 
     def at(self, point: Mapping[str, Any]) -> Scenario:
         """The scenario, not yet solved, in which each path of ``point`` has that value; ``model`` is a path too.
@@ -82,28 +85,74 @@ def load(
     Raises one InputError with every problem: ``path:line:column: key: what is wrong; what to do``.
     """
     entries, problems, own = collect(given, sets, catalogue)
+    whole, changes = _variants(entries, catalogue, problems)
+    question = _question(whole, own, catalogue, problems, checks, max_points)
+    variants = {}
+    for name, changed in changes.items():
+        variants[name] = _question({**whole, **changed}, own, catalogue, problems, checks, max_points)
+    if problems:
+        raise InputError(*_in_order(problems))
+    assert question is not None and all(variants.values())
+    return replace(question, variants=variants)
+
+
+def _question(
+    entries: dict[str, Entry],
+    own: Layer,
+    catalogue: Catalogue,
+    problems: list[Problem],
+    checks: Sequence[Check],
+    max_points: int,
+) -> Question | None:
+    """The question that ``entries`` ask; None where there are ``problems``, to which it adds its own."""
     axes = _axes(entries, own, catalogue, problems, max_points)
     _required(entries, own, problems)
     header = _header(entries, own, catalogue, problems)
     records = _records(entries, axes, catalogue, problems)
     solving = equations(entries, records, catalogue, problems)
     searched = search_space.given(entries, catalogue, problems)
+    asked = {key: entries[key].raw for key in ("description", "study") if key in entries}
     if problems:
-        raise InputError(*_in_order(problems))
+        return None
     scenario = Scenario(axes=axes, solve=solving, search=searched, **header, **records)
     question = Question(scenario=scenario, entries=entries, catalogue=catalogue)
-    scenario = solve.first(question) if solving else scenario
-    problems = [p for check in checks for p in _checked(check, scenario, entries, own)]
-    if problems:
-        raise InputError(*_in_order(problems))
+    try:
+        scenario = solve.first(question) if solving else scenario
+    except InputError as error:
+        problems += error.problems
+        return None
+    problems += [p for check in checks for p in _checked(check, scenario, entries, own)]
     published = entries.get("published")
-    description = entries.get("description")
-    return replace(
-        question,
-        scenario=scenario,
-        description=description.raw if description else "",
-        published=tuple(published.raw) if published else (),
-    )
+    return replace(question, scenario=scenario, published=tuple(published.raw) if published else (), **asked)
+
+
+def _variants(
+    entries: Mapping[str, Entry], catalogue: Catalogue, problems: list[Problem]
+) -> tuple[dict[str, Entry], dict[str, dict[str, Entry]]]:
+    """The entries of the scenario itself, and by name what each variant changes; the study's name is checked too."""
+    whole: dict[str, Entry] = {}
+    changes: dict[str, dict[str, Entry]] = {}
+    for path, entry in entries.items():
+        name, inner = split_variant(path)
+        if not name:
+            whole[path] = entry
+        elif inner.partition(".")[0] not in BLOCKS:
+            top = inner.partition(".")[0]
+            problems.append(entry.problem(f"a variant changes fields; {nearest(top[:60], BLOCKS)}", value=False))
+        else:
+            changes.setdefault(name, {})[inner] = entry
+    study = whole.get("study")
+    if study is not None and isinstance(study.raw, str) and study.raw not in catalogue.studies:
+        problems.append(
+            study.problem(f"unknown study {shown(study.raw)}; {nearest(study.raw[:60], catalogue.studies)}")
+        )
+    for name, changed in changes.items():
+        for path in changed:
+            fixed = whole.get(path)
+            if fixed is not None and fixed.layer.source is None and changed[path].layer.source is not None:
+                remedy = f"write --set 'variants.{name}.{path}={fixed.raw}' too"
+                problems.append(fixed.problem(f"the variant {name} has a value of its own here; {remedy}"))
+    return whole, changes
 
 
 def base_names(entries: Mapping[str, Entry], point: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sextant.simulator.units import dimension, show
+from sextant.studies import study
 from sextant.studies.cli import plain
 from sextant.studies.metrics import METRICS, compared, shown
 
@@ -26,8 +27,11 @@ _PIPE_WIDTH = 160
 
 
 def answer(found: Answer) -> str:
-    """One point: predicted beside published, memory, verdict. Several: the best of them."""
-    return _point(found) if found.n_points == 1 else _sweep(found)
+    """One point: predicted beside published, memory, verdict. Several: the best of them. A study: what it says."""
+    asked = study.find(found.question.study) if found.question.study else None
+    if asked is not None and asked.text is not None:
+        return asked.text(found)
+    return _point(found) if found.n_points == 1 and asked is None else sweep(found, asked.columns if asked else ())
 
 
 def _point(found: Answer) -> str:
@@ -105,7 +109,8 @@ def _size(name: str, value: float) -> str:
     return f"{value:,.12g}" if abs(value) < 1e5 else shown(name, value)
 
 
-def _sweep(found: Answer) -> str:
+def sweep(found: Answer, columns: Sequence[str] = ()) -> str:
+    """The first points by the objective as a table: its axes, its objectives (or ``columns``), what does not fit."""
     from sextant.studies import report
 
     result, swept = found.result, found.axis_values()
@@ -114,7 +119,8 @@ def _sweep(found: Answer) -> str:
         order.sort(key=lambda i: not result.feasible[i])
     wanted = [n for n in found.question.scenario.objectives if n in result.columns]
     solved = found.solved_columns()
-    names = [n for n in wanted or compared(result.columns) if n not in solved]
+    listed = [n for n in columns if n in result.columns] or compared(result.columns)
+    names = [n for n in wanted or listed if n not in solved]
     ok = int(result.feasible.sum())
     heads = [n if wanted else METRICS[n].label for n in names]
     last = "" if ok == len(order) else "limits"

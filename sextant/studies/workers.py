@@ -33,9 +33,10 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
     """The result that ``studies.answer`` gives, computed by ``n_workers`` processes.
 
     A group is the points that share one structure (at most ``axes.CHUNK`` of them), so a sweep with a single group
-    gains nothing. The groups do not depend on ``n_workers``, and neither does the result.
+    gains nothing; a study of its own has one process. The groups do not depend on ``n_workers``, and neither does the
+    result.
     """
-    if n_workers == 1:
+    if n_workers == 1 or asked.study:
         return answering.answer(asked, progress)
     groups = list(solve.parts(asked, answering.structural(asked.scenario)))
     if len(groups) == 1:

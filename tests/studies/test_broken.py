@@ -185,7 +185,7 @@ EXPECTED: dict[str, list[tuple[int, int, str] | tuple[int, int, str, str]]] = {
     "two_errors": [
         (1, 46, "model.n_routed_experts: must not be negative, got -1; write a positive value"),
         (5, 3, "plan.tensr: 'plan' has no field 'tensr'; did you mean 'tensor'?"),
-        (6, 1, "sed: unknown key; did you mean 'seed' or 'base' or 'solve'?"),
+        (6, 1, "sed: unknown key; did you mean 'seed' or 'base' or 'study'?"),
     ],
     "unclosed_bracket": [(3, 7, "the bracket opened here is never closed; add the closing one")],
     "unit_on_a_count": [(3, 30, "load.batch: expected a bare number, got '128 GB', which is bytes")],
