@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from itertools import accumulate, pairwise
+from math import inf
 
 
 @functools.lru_cache(maxsize=4096)
@@ -44,7 +45,7 @@ def balance(costs: tuple[float, ...], n_stages: int, ranks: tuple[tuple[int, ...
                     if round(grown, 9) > best[0]:
                         continue
                     trial = (*bounds[:first], *(b + move for b in bounds[first : last + 1]), *bounds[last + 1 :])
-                    score = _score(trial, total, ranks)
+                    score = _score(trial, total, ranks, best[0])
                     if score < best:
                         bounds, best, improved = trial, score, True
     return bounds
@@ -61,9 +62,13 @@ def _even(total: tuple[float, ...], n: int, n_stages: int) -> tuple[int, ...]:
 
 
 def _score(
-    bounds: tuple[int, ...], total: tuple[float, ...], ranks: tuple[tuple[int, ...], ...]
+    bounds: tuple[int, ...], total: tuple[float, ...], ranks: tuple[tuple[int, ...], ...], most: float = inf
 ) -> tuple[float, float, float]:
+    """What ``balance`` minimises; its last two parts are not looked at where the first is above ``most``."""
     stages = [total[b] - total[a] for a, b in pairwise(bounds)]
-    loads = [sum(stages[s] for s in rank) for rank in ranks]
+    loads = stages if len(ranks[0]) == 1 else [sum([stages[s] for s in rank]) for rank in ranks]
     # Rounding keeps the order of trials from deciding between scores that differ by summation error alone.
-    return round(max(loads), 9), round(sum(x * x for x in loads), 9), round(sum(x * x for x in stages), 9)
+    largest = round(max(loads), 9)
+    if largest > most:
+        return largest, 0.0, 0.0
+    return largest, round(sum([x * x for x in loads]), 9), round(sum([x * x for x in stages]), 9)

@@ -40,7 +40,7 @@ STRUCTURAL = frozenset(
     {
         "model.num_hidden_layers", "model.first_k_dense_replace", "model.num_nextn_predict_layers", "model.q_lora_rank",
         "model.n_group", "model.n_shared_experts", "model.n_streams",
-        "plan.pipeline", "plan.virtual_stages", "plan.zero_stage",
+        "plan.pipeline", "plan.virtual_stages",
     }
 )  # fmt: skip
 

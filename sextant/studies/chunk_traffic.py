@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
@@ -19,6 +18,9 @@ from sextant.simulator.types import Num, Op, Scenario
 from sextant.studies.stages import Chunk, ChunkTimes, Layouts, Stages, chunk_times
 from sextant.workloads import residency
 from sextant.workloads.ops.optimizer import chunk_messages
+
+#: How many layers of each part a chunk holds, by the part's name.
+Counts = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,20 +42,22 @@ def loaded_chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | La
 
 def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved | None:
     """Seconds of the messages and copies of one micro-batch, for every stage; None where nothing moves."""
-    if scenario.plan.zero_stage < 2 and scenario.plan.placement.get("activations", "hbm") != "host":
+    if np.all(np.asarray(scenario.plan.zero_stage) < 2) and scenario.plan.placement.get("activations", "hbm") != "host":
         return None
     plan, cluster = scenario.plan, scenario.cluster
     node_size = next(iter(cluster.tiers.values())).n_devices
-    messages = cache(lambda chunk: chunk_messages(scenario.model, plan, _counts(chunk), node_size))
+    # All chunks that any layout has, a row each, are one evaluation: they hold other numbers of the same layers.
+    held = list(dict.fromkeys(_counts(chunk) for each in stages.all() for chunk in each.chunks))
+    parts = dict.fromkeys(part for counts in held for part, _ in counts)
+    layers = {part: np.array([[dict(counts).get(part, 0.0)] for counts in held]) for part in parts}
+    messages = chunk_messages(scenario.model, plan, layers, node_size)
 
-    def of_stages(seconds: Callable[[Chunk], Num]) -> list[Num]:
-        return [stages.pick(lambda each, i=i: each.chunks[i], seconds) for i in range(stages.n_stages)]
+    def of_stages(seconds: Callable[[Counts], Num]) -> list[Num]:
+        return [stages.pick(lambda each, i=i: _counts(each.chunks[i]), seconds) for i in range(stages.n_stages)]
 
-    phases = {
-        phase: of_stages(lambda chunk, phase=phase: _seconds(messages(chunk)[phase], scenario))
-        for phase in ("forward", "backward_input", "backward_weight")
-    }
-    copies = {way: of_stages(lambda chunk, way=way: _copy_s(scenario, chunk, way)) for way in ("d2h", "h2d")}
+    rows = {phase: _seconds(ops, scenario, len(held)) for phase, ops in messages.items()}
+    phases = {phase: of_stages(lambda counts, found=found: found[held.index(counts)]) for phase, found in rows.items()}
+    copies = {way: of_stages(lambda counts, way=way: _copy_s(scenario, counts, way)) for way in ("d2h", "h2d")}
     return Moved(**phases, out=copies["d2h"], back=copies["h2d"])
 
 
@@ -96,23 +100,28 @@ def beside(times: ChunkTimes, moves: Moved) -> ChunkTimes:
     )  # fmt: skip
 
 
-def _seconds(ops: Sequence[Op], scenario: Scenario) -> Num:
-    return sum((estimate(op, scenario.cluster).seconds for op in ops), 0.0)
+def _seconds(ops: Sequence[Op], scenario: Scenario, n_rows: int) -> Sequence[Num]:
+    """Seconds of all ``ops``, whose sizes have a row per chunk and a column per point: of each row those per point."""
+    total = np.asarray(sum((op.count * estimate(op, scenario.cluster).seconds for op in ops), 0.0))
+    if total.ndim < 2:
+        return n_rows * [total[()]]
+    return [row if len(row) > 1 else row[0] for row in total]
 
 
-def _copy_s(scenario: Scenario, chunk: Chunk, direction: str) -> Num:
+def _copy_s(scenario: Scenario, counts: Counts, direction: str) -> Num:
     """Seconds in which a chunk's kept activations go to the host, or come back; 0 where they stay."""
     if scenario.plan.placement.get("activations", "hbm") != "host":
         return 0.0
     kept = residency.activation_bytes(scenario.model, scenario.plan, scenario.load)
-    size = sum((kept[part] for part in chunk), 0.0)
+    size = sum((n * kept[part] for part, n in counts), 0.0)
     return estimate(
         operator("host_copy", "activations", "bf16", {"bytes": size}, variant=direction), scenario.cluster
     ).seconds
 
 
-def _counts(chunk: Chunk) -> dict[str, float]:
-    return {part: float(chunk.count(part)) for part in dict.fromkeys(chunk)}
+def _counts(chunk: Chunk) -> Counts:
+    """How many layers of each part a chunk has."""
+    return tuple(sorted((part, float(chunk.count(part))) for part in set(chunk)))
 
 
 def _longest(*seconds: Num) -> Num:

@@ -126,7 +126,8 @@ def _rank_memory(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sizes:
     """Bytes of one occurrence of each part, whatever rank holds it: kept by a micro-batch, made again under
-    ``recompute``, the largest operands and those that wait for a weight gradient, state, buffers of libraries."""
+    ``recompute``, the largest operands and those that wait for a weight gradient, state (``whole``: without ZeRO),
+    buffers of libraries."""
 
     scenario: Scenario
     kept: Mapping[str, Num]
@@ -134,6 +135,7 @@ class _Sizes:
     largest: Mapping[str, Mapping[str, Num]]
     waiting: Mapping[str, tuple[Num, Num]]
     state: Mapping[str, Mapping[str, Num]]
+    whole: Mapping[str, Mapping[str, Num]]
     tables: Num
     exchange: Num
     collectives: Num
@@ -179,6 +181,7 @@ def _sizes(scenario: Scenario, operands: Operands) -> _Sizes:
     return _Sizes(
         scenario=scenario, kept=kept, again={part: np.maximum(whole[part] - kept[part], 0.0) for part in largest},
         largest=largest, waiting=operands.waiting, state=residency.state_bytes(model, plan),
+        whole=residency.state_bytes(model, replace(plan, zero_stage=0.0)),
         tables=residency.table_bytes(model, plan, load.phase, 1.0)["hbm"] if model.engram_layers else 0.0,
         exchange=buffers.exchange_bytes(model, plan), collectives=buffers.collective_bytes(model, plan),
     )  # fmt: skip
@@ -217,8 +220,8 @@ def _static(sizes: _Sizes, parts: Sequence[str]) -> tuple[Parts, Parts]:
             place[name] = place.get(name, 0.0) + n * size
     if model.engram_layers:
         hbm["engram_tables"] = sizes.tables
-    if plan.zero_stage >= 2:
-        hbm["gathered"] = residency.gathered_bytes(model, plan, layers)
+    if np.any(np.asarray(plan.zero_stage) >= 2):
+        hbm["gathered"] = residency.gathered_bytes(plan, sizes.whole, layers)
     hbm["exchange_buffers"], hbm["collective_buffers"] = sizes.exchange, sizes.collectives
     return hbm, host
 

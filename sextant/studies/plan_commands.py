@@ -28,6 +28,7 @@ def search(
     top: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many plans to show.")] = 10,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for all plans, json and a figure.")] = None,
     json: AsJson = False,
+    workers: Annotated[str, typer.Option(metavar="N", help="Processes that share the plans.")] = "1",
 ) -> None:
     """Evaluate every parallel plan of a model on a cluster: the best, the Pareto front, and what rules others out.
 
@@ -36,12 +37,14 @@ def search(
     """
     from sextant.studies import answer, files, search_report, tables
     from sextant.studies import search as searching
+    from sextant.studies import workers as processes
 
+    n_workers = processes.count(workers)
     asked = question(scenario, sets, checks=(answer.searchable,))
     by = by or searching.objective(asked.scenario)
     if out:
         files.folder(out)
-    found = searching.search(asked.scenario, progress("plans"))
+    found = searching.search(asked.scenario, progress("plans"), n_workers)
     searching.metric(found, by)
     written = search_report.write(found, by, top, out) if out else []
     if json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -21,6 +22,7 @@ from sextant.studies import answer, metrics, search_space, training
 from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.memory import operands
 from sextant.studies.pareto import front
+from sextant.studies.workers import shared
 
 #: Swept as arrays; what a catalogue calls structural is evaluated value by value instead.
 _NUMBERS = ("zero_stage", "tensor", "context", "data", "expert", "micro_batch")
@@ -105,8 +107,11 @@ class Found:
         return {name: _plain(values[i]) for name, values in self.plans.items()}
 
 
-def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None) -> Found:
-    """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number.
+def search(
+    scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None, n_workers: int = 1
+) -> Found:
+    """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number;
+    ``n_workers`` processes share them, without effect on the result.
 
     Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap,
     schedule, pipeline, virtual stages, ZeRO stage, tensor, context, data, expert, micro-batch. InputError if the
@@ -116,17 +121,17 @@ def search(scenario: Scenario, progress: Callable[[int, int], None] = lambda don
         raise InputError("a search varies the plan alone; remove axes and solve, or use `sextant run`")
     scenario = replace(scenario, engine="analytic")
     space = search_space.values(scenario)
-    families = [_family(scenario, space, *key) for key in _families(scenario, space)]
-    if not any(groups for groups in families):
+    families = [found for key in _families(scenario, space) if (found := _family(scenario, space, *key))]
+    if not families:
         raise InputError("search: no plan uses this number of devices; widen the lists under search")
     total = sum(map(len, families))
     done: list[Group] = []
     results: list[Result] = []
-    for groups in families:
-        for group, found in zip(groups, _evaluated(scenario, groups), strict=True):
-            done.append(group)
-            results.append(found)
-            progress(len(done), total)
+    answers = shared(partial(_evaluated, scenario), families, n_workers)
+    for groups, found in zip(families, answers, strict=True):
+        done += groups
+        results += found
+        progress(len(done), total)
     return _collected(scenario, done, results)
 
 
@@ -167,15 +172,14 @@ def _family(
     for name, pipeline, virtual in product(schedules, space["pipeline"], space["virtual_stages"]):
         if not _makes_sense(name, pipeline, virtual, space):
             continue
-        for zero in space["zero_stage"]:
-            plan = replace(
-                scenario.plan, schedule=name, pipeline=pipeline, virtual_stages=virtual, recompute=recompute,
-                overlap=overlap, n_comm_sms=sms, layers_per_stage=(), zero_stage=zero,
-            )  # fmt: skip
-            numbers = _numbers(scenario, {**space, "zero_stage": (zero,)}, pipeline)
-            if len(numbers["tensor"]):
-                reasons = _reasons(_with(scenario, plan, numbers), len(numbers["tensor"]))
-                groups.append(Group(plan=plan, numbers=numbers, reasons=reasons))
+        plan = replace(
+            scenario.plan, schedule=name, pipeline=pipeline, virtual_stages=virtual, recompute=recompute,
+            overlap=overlap, n_comm_sms=sms, layers_per_stage=(),
+        )  # fmt: skip
+        numbers = _numbers(scenario, space, pipeline)
+        if len(numbers["tensor"]):
+            reasons = _reasons(_with(scenario, plan, numbers), len(numbers["tensor"]))
+            groups.append(Group(plan=plan, numbers=numbers, reasons=reasons))
     return groups
 
 
@@ -201,9 +205,7 @@ def _numbers(scenario: Scenario, space: Mapping[str, Sequence[Any]], pipeline: f
 
 
 def _with(scenario: Scenario, plan: Plan, numbers: Mapping[str, Any]) -> Scenario:
-    # The ZeRO stage changes what is built: it is the group's, and a number in the answer alone.
-    varied = {name: values for name, values in numbers.items() if name != "zero_stage"}
-    return replace(scenario, plan=replace(plan, **varied))
+    return replace(scenario, plan=replace(plan, **numbers))
 
 
 def _reasons(scenario: Scenario, n_points: int) -> dict[str, NDArray[np.bool_]]:
@@ -214,12 +216,11 @@ def _reasons(scenario: Scenario, n_points: int) -> dict[str, NDArray[np.bool_]]:
     return {text: np.broadcast_to(np.asarray(hit, dtype=bool), (n_points,)) for text, hit in limits.items()}
 
 
-def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> Iterator[Result]:
+def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> list[Result]:
     """The results of the possible plans of each group."""
     if scenario.load.phase != "training":
-        for group in groups:
-            yield answer.evaluate(_possible(scenario, group), len(group.possible))
-        return
+        return [answer.evaluate(_possible(scenario, group), len(group.possible)) for group in groups]
+    results: list[Result] = []
     rows = [_rows(group) for group in groups]
     distinct, which = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
     which = which.ravel()
@@ -230,10 +231,11 @@ def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> Iterator[Result]:
     for group, end, own in zip(groups, ends, rows, strict=True):
         part, n = _possible(scenario, group), len(own)
         if timed is None or sizes is None or not n:
-            yield answer.nothing(n)
+            results.append(answer.nothing(n))
             continue
         at = which[end - n : end]
-        yield training.evaluate_timed(part, timed.take(at), n, detail=False, operands=sizes.take(at))
+        results.append(training.evaluate_timed(part, timed.take(at), n, detail=False, operands=sizes.take(at)))
+    return results
 
 
 def _possible(scenario: Scenario, group: Group) -> Scenario:

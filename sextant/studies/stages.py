@@ -47,6 +47,10 @@ class Stages:
         """The layout of a point: this one."""
         return self
 
+    def all(self) -> tuple[Stages, ...]:
+        """The layouts that any point has: this one."""
+        return (self,)
+
     def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
         """``seconds`` of what ``key`` finds in the layout, such as the chunk of a stage."""
         return seconds(key(self))
@@ -74,6 +78,10 @@ class Layouts:
         held = [choice.layers(rank) for choice in self.choices]
         numbers = {part: [each.get(part, 0.0) for each in held] for each in held for part in each}
         return {part: n[0] if len(set(n)) == 1 else np.array(n)[self.which] for part, n in numbers.items()}
+
+    def all(self) -> tuple[Stages, ...]:
+        """The layouts that any point has."""
+        return self.choices
 
     def at(self, point: int) -> Stages:
         """The layout of a point."""

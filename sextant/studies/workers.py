@@ -1,4 +1,4 @@
-"""Sweeps over several processes: the groups of a design table are answered side by side, and joined in their order."""
+"""Sweeps and searches over several processes: groups of points are answered side by side, and joined in their order."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import multiprocessing
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.result import join
@@ -41,18 +42,30 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
     groups = list(solve.parts(asked, answering.structural(asked.scenario)))
     if len(groups) == 1:
         return answering.answer(asked, progress)
-    n = min(n_workers, len(groups))
-    # A fresh interpreter per worker: a fork copies locks that other threads may hold.
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
     results: list[Result] = []
     done = 0
+    for group, found in zip(groups, shared(_evaluate, groups, n_workers), strict=True):
+        results.append(found)
+        done += len(group.index)
+        progress(done)
+    return join(results, [group.index for group in groups])
+
+
+def shared(work: Callable[[Any], Any], items: Sequence[Any], n_workers: int) -> Iterator[Any]:
+    """``work`` of every item, in their order, by ``n_workers`` processes; in this one where a single one is enough.
+
+    ``work`` is a function of a module; items and results are pickled. InputError if a process dies.
+    """
+    n = min(n_workers, len(items))
+    if n <= 1:
+        yield from map(work, items)
+        return
+    # A fresh interpreter per worker: a fork copies locks that other threads may hold.
+    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
     try:
         with _interrupts_held():
-            results_of = pool.map(_evaluate, groups)
-        for group, found in zip(groups, results_of, strict=True):
-            results.append(found)
-            done += len(group.index)
-            progress(done)
+            results = pool.map(work, items)
+        yield from results
         pool.shutdown()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -62,7 +75,6 @@ def answer(asked: Question, n_workers: int, progress: Callable[[int], None] = la
             remedy = "perhaps for lack of memory; use fewer"
             raise InputError(f"--workers {n_workers}: a worker process died, {remedy}") from None
         raise
-    return join(results, [group.index for group in groups])
 
 
 def _evaluate(group: solve.Part) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -95,26 +94,34 @@ def state_bytes(model, plan: Plan) -> dict[str, dict[str, Num]]:
            "moments": (kind.moment_bytes, 1.0)}  # fmt: skip
     if "ema" in plan.placement:
         per["ema"] = (kind.master_bytes, 1.0)
+    # Over how many devices a state is divided that ZeRO shards from that stage on.
+    among = {
+        stage: {group: np.where(plan.zero_stage >= stage, n, 1.0)[()] for group, n in copies.items()}
+        for stage in (1.0, 2.0, 3.0)
+    }
     parts: dict[str, dict[str, Num]] = {}
     for part, sizes in held.items():
         split = linear[part] if kind.weight_layouts else {group: 0.0 for group in sizes}
         kept = {group: n - split[group] for group, n in sizes.items()}
-        parts[part] = {"weights": _over(kept, kind.weight_bytes, copies if plan.zero_stage >= 3 else {})}
+        parts[part] = {"weights": _over(kept, kind.weight_bytes, among[3.0])}
         if kind.weight_layouts:
-            parts[part]["fp8_weights"] = _over(split, quantised, copies if plan.zero_stage >= 3 else {})
+            parts[part]["fp8_weights"] = _over(split, quantised, among[3.0])
         for name, (element_bytes, from_stage) in per.items():
-            parts[part][name] = _over(sizes, element_bytes, copies if plan.zero_stage >= from_stage else {})
+            parts[part][name] = _over(sizes, element_bytes, among[from_stage])
     return parts
 
 
-def gathered_bytes(model, plan: Plan, parts: Iterable[str]) -> Num:
+def gathered_bytes(plan: Plan, whole: Mapping[str, Mapping[str, Num]], parts: Iterable[str]) -> Num:
     """What ZeRO 2 and 3 hold of a layer whole while they work on it: its gradients until they are reduced, and under 3
-    its weights and those of the next one, gathered ahead. Of the largest of ``parts``."""
-    whole = state_bytes(model, replace(plan, zero_stage=0.0))
+    its weights and those of the next one, gathered ahead. Of the largest of ``parts``, whose states without ZeRO are
+    ``whole`` (``state_bytes``)."""
     layers = [whole[part] for part in parts]
-    gradients = [each["gradients"] for each in layers] if plan.zero_stage >= 2 else []
-    weights = [2.0 * (e["weights"] + e.get("fp8_weights", 0.0)) for e in layers] if plan.zero_stage >= 3 else []
-    return sum((np.max(np.stack(np.broadcast_arrays(*each)), axis=0)[()] for each in (gradients, weights) if each), 0.0)
+    held = {
+        2.0: [each["gradients"] for each in layers],
+        3.0: [2.0 * (each["weights"] + each.get("fp8_weights", 0.0)) for each in layers],
+    }
+    largest = {stage: np.max(np.stack(np.broadcast_arrays(*sizes)), axis=0)[()] for stage, sizes in held.items()}
+    return sum((np.where(plan.zero_stage >= stage, size, 0.0)[()] for stage, size in largest.items()), 0.0)
 
 
 def _over(sizes: Mapping[str, Num], element_bytes: float, copies: Mapping[str, Num]) -> Num:

@@ -107,6 +107,14 @@ def test_search_over_2048_devices(benchmark):
     assert found.feasible.any()
 
 
+def test_search_over_2048_devices_by_two_processes(benchmark):
+    """The same, shared by two processes, whose start counts."""
+    few = ["search.pipeline=[16]", "search.recompute=[[]]"] if benchmark.disabled else []
+    scenario = question("deepseek_v3_h800_training", few).scenario
+    found = benchmark.pedantic(search, (scenario,), {"n_workers": 2}, rounds=1 if benchmark.disabled else 3)
+    assert found.n_plans > 0
+
+
 def test_one_training_answer_on_the_event_engine(benchmark):
     """The shipped scenario, from validated records to metrics: 16 ranks, 120 micro-batches."""
     scenario = question("deepseek_v3_h800_training").scenario

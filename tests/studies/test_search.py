@@ -49,6 +49,14 @@ def test_a_plan_of_the_search_is_the_plan_alone(found):
             assert values[0] == pytest.approx(found.columns[name][i], rel=1e-12), (name, found.plan(i))
 
 
+def test_several_processes_find_the_same(found):
+    """To the last bit, in the same order."""
+    shared = search(question("deepseek_v3_h800_training", SMALL).scenario, n_workers=2)
+    for mine, theirs in ((found.columns, shared.columns), (found.plans, shared.plans), (found.reasons, shared.reasons)):
+        assert list(mine) == list(theirs)
+        assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_what_is_not_evaluated_could_not_be(found):
     """A plan without metrics is infeasible alone too, for the same reasons."""
     without = np.flatnonzero(found.columns["step_time_s"] == 0)

@@ -89,7 +89,7 @@ def test_what_is_gathered_is_whole():
     plan = Plan(data=128.0, expert=64.0)
     whole = residency.state_bytes(V3, replace(plan, zero_stage=0.0))
     layers = ("dense_layer", "moe_layer")
-    sizes = [residency.gathered_bytes(V3, replace(plan, zero_stage=stage), layers) for stage in (0.0, 1.0, 2.0, 3.0)]
+    sizes = [residency.gathered_bytes(replace(plan, zero_stage=z), whole, layers) for z in (0.0, 1.0, 2.0, 3.0)]
     gradients, weights = (max(whole[part][name] for part in layers) for name in ("gradients", "weights"))
     assert sizes == [0.0, 0.0, gradients, gradients + 2.0 * weights]
 

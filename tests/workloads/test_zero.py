@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sextant.hwmodels import cluster
@@ -33,6 +34,30 @@ def test_without_zero_gradients_are_summed_for_all_and_all_update_everything():
     assert "dense_weights" not in none
     ratio = none["dense_adamw"].traffic_bytes["hbm"] / one["dense_adamw"].traffic_bytes["hbm"]
     assert ratio == pytest.approx(residency.replicas(PLAN)["dense"], rel=1e-12)
+
+
+def test_an_array_of_stages_is_each_stage_alone():
+    """What a stage lacks is counted 0 times; seconds per point follow from counts and sizes."""
+    stages = np.array([0.0, 1.0, 2.0, 3.0])
+    several = replace(PLAN, zero_stage=stages)
+    step, chunks = optimizer_step(V3, several, LAYERS, 8.0), chunk_messages(V3, several, LAYERS, 8.0)
+    for i, stage in enumerate(stages):
+        plan = replace(PLAN, zero_stage=float(stage))
+        assert _sent(step.ops, i) == _sent(optimizer_step(V3, plan, LAYERS, 8.0).ops, 0)
+        for phase, ops in chunk_messages(V3, plan, LAYERS, 8.0).items():
+            assert _sent(chunks[phase], i) == _sent(ops, 0)
+
+
+def _sent(ops, i):
+    """Bytes of memory and of messages at point ``i`` by operator, of those that are there."""
+    found = {}
+    for op in ops:
+        count, *sizes = (
+            np.broadcast_to(n, (4,))[i] for n in (op.count, op.traffic_bytes.get("hbm", 0.0), op.message_bytes)
+        )
+        if count:
+            found[op.name, op.variant] = tuple(count * size for size in sizes)
+    return found
 
 
 def test_zero_2_and_3_move_messages_from_the_end_of_the_step_to_its_chunks():

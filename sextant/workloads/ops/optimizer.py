@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from sextant.simulator.kernels import BYTES, operator
-from sextant.simulator.types import Num, Op, Plan, Step
+from sextant.simulator.types import Flag, Num, Op, Plan, Step
 from sextant.workloads.formats import Recipe, recipe
 from sextant.workloads.ops import engram
 from sextant.workloads.ops.memory import Place, moved
@@ -52,12 +52,13 @@ def _tables(kind: Recipe, n: Num, plan: Plan) -> Op:
 
 def _group(name: str, kind: Recipe, plan: Plan, n: Num, n_replicas: Num, n_gpus_per_node: Num) -> list[Op]:
     """Operators for ``n`` parameters of this device that ``n_replicas`` devices share."""
-    place, stage = Place(part="optimizer", block=name), plan.zero_stage
-    share = n / n_replicas if stage >= 1 else n
-    ops: list[Op] = []
-    if stage < 2:
-        variant = "reduce_scatter" if stage >= 1 else "all_reduce"
-        ops.append(collective(f"{name}_gradients", variant, n * kind.gradient_bytes, n_replicas, n_gpus_per_node))
+    place, stage = Place(part="optimizer", block=name), np.asarray(plan.zero_stage)
+    share = np.where(stage >= 1, n / n_replicas, n)[()]
+    size = n * kind.gradient_bytes
+    ops = [
+        *_where(stage < 1, collective(f"{name}_gradients", "all_reduce", size, n_replicas, n_gpus_per_node)),
+        *_where(stage == 1, collective(f"{name}_gradients", "reduce_scatter", size, n_replicas, n_gpus_per_node)),
+    ]
     ops.append(
         moved(f"{name}_gradient_norm", place, share * kind.gradient_bytes, 0.0 * share, "optimizer", (), "square_sum")
     )
@@ -66,15 +67,20 @@ def _group(name: str, kind: Recipe, plan: Plan, n: Num, n_replicas: Num, n_gpus_
         # On the host the average follows while the next step runs (DeepSeek-V3 report s3.2.3).
         size = share * kind.master_bytes
         ops.append(moved(f"{name}_ema", place, 2.0 * size, size, "optimizer", ()))
-    if stage >= 1 and stage < 3:
-        ops.append(collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node))
-    summed, cast = (n if stage < 2 else share), (n if stage < 3 else share)
+    gathered = collective(f"{name}_weights", "all_gather", n * kind.weight_bytes, n_replicas, n_gpus_per_node)
+    ops += _where((stage >= 1) & (stage < 3), gathered)
+    summed, cast = np.where(stage < 2, n, share)[()], np.where(stage < 3, n, share)[()]
     ops.append(moved(f"{name}_gradient_reset", place, 0.0 * n, summed * kind.gradient_bytes, "optimizer", ()))
     if kind.quantised:
         # FP8 copies of the weights in every layout, made once per step: rows for the forward, columns for the backward.
         size = kind.weight_layouts * cast * BYTES[kind.linear]
         ops.append(moved(f"{name}_weight_cast", place, cast * kind.weight_bytes, size, "optimizer", ()))
     return ops
+
+
+def _where(here: Flag, op: Op) -> list[Op]:
+    """``op`` at the points where it is ``here``, counted 0 elsewhere; nothing where it is nowhere."""
+    return [replace(op, count=op.count * np.where(here, 1.0, 0.0)[()])] if np.any(here) else []
 
 
 def _update(name: str, kind: Recipe, plan: Plan, place: Place, share: Num) -> list[Op]:
@@ -138,18 +144,19 @@ def chunk_messages(model, plan: Plan, layers: Mapping[str, Num], node_size: Num)
     """
     kind = recipe(plan.formats)
     found: dict[str, list[Op]] = {"forward": [], "backward_input": [], "backward_weight": []}
-    if plan.zero_stage < 2:
+    stage = np.asarray(plan.zero_stage)
+    if np.all(stage < 2):
         return found
     linear = linear_parameters(model, plan)
     for name, n, n_replicas, near in groups(model, plan, layers, node_size):
         size = n * kind.gradient_bytes
-        found["backward_weight"].append(
-            collective(f"{name}_gradients", "reduce_scatter", size, n_replicas, near, "backward_weight")
-        )
+        reduced = collective(f"{name}_gradients", "reduce_scatter", size, n_replicas, near, "backward_weight")
+        found["backward_weight"] += _where(stage >= 2, reduced)
         quantised = sum((count * linear[part][name] for part, count in layers.items()), 0.0)
         size = n * kind.weight_bytes
         if kind.quantised:
             size = (n - quantised) * kind.weight_bytes + quantised * BYTES[kind.linear]
-        for phase in ("forward", "backward_input") if plan.zero_stage >= 3 else ():
-            found[phase].append(collective(f"{name}_weights", "all_gather", size, n_replicas, near, phase))
+        for phase in ("forward", "backward_input"):
+            gathered = collective(f"{name}_weights", "all_gather", size, n_replicas, near, phase)
+            found[phase] += _where(stage >= 3, gathered)
     return found
