@@ -8,6 +8,7 @@ the pace of the slowest of them; what the others wait shows in a trace as commun
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -97,10 +98,16 @@ def behind_s(seconds: Sequence[Num], lasting_s: Num, n_devices: Num) -> Num:
     ``seconds`` are those of the groups, each with the same wait for its own slowest device, whose standard deviation
     over devices is ``lasting_s``. Groups that are shorter by more than a few of them do not count. 0 for one group.
     """
-    groups = np.stack(np.broadcast_arrays(*seconds))
+    # Groups with the same to do, as the ranks of a pipeline mostly are, are looked at once.
+    rows, alike = np.broadcast_arrays(*seconds), defaultdict[bytes, list[int]](list)
+    for i, row in enumerate(rows):
+        alike[row.tobytes()].append(i)
+    groups = np.stack([rows[same[0]] for same in alike.values()])
+    numbers = [float(len(same)) for same in alike.values()]
     slack = (groups.max(axis=0) - groups) / np.where(np.asarray(lasting_s) > 0.0, lasting_s, 1.0)
     # The distribution of the slowest of all is the product of those of the groups.
     at = _DEVIATIONS.reshape(-1, *(1,) * np.ndim(slack))
-    of_all, of_one = n_devices * log_ndtr(at + slack).sum(axis=1), n_devices * log_ndtr(at[:, 0])
+    below = np.tensordot(log_ndtr(at + slack), numbers, axes=(1, 0))
+    of_all, of_one = n_devices * below, n_devices * log_ndtr(at[:, 0])
     apart = np.asarray(np.exp(of_one) - np.exp(of_all), dtype=float)
     return lasting_s * np.tensordot(_WEIGHTS, apart, axes=1)

@@ -225,8 +225,9 @@ def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> list[Result]:
     distinct, which = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
     which = which.ravel()
     plans = _with(scenario, groups[0].plan, dict(zip(_OPERATED, distinct.T, strict=True))) if len(distinct) else None
-    timed = None if plans is None else training.timed_step(plans).merged()
-    sizes = None if plans is None else operands(training.sharded_step(plans))
+    step = None if plans is None else training.sharded_step(plans)
+    timed = None if plans is None else training.timed_step(plans, step).merged()
+    sizes = None if step is None else operands(step)
     ends = np.cumsum([len(each) for each in rows])
     for group, end, own in zip(groups, ends, rows, strict=True):
         part, n = _possible(scenario, group), len(own)

@@ -38,7 +38,8 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
     if bad.any():
         index = [np.flatnonzero(~bad), np.flatnonzero(bad)]
         return join([evaluate_training(paths.take(scenario, i), len(i)) for i in index], index)
-    return evaluate_timed(scenario, timed_step(scenario), n_points)
+    step = sharded_step(scenario)
+    return evaluate_timed(scenario, timed_step(scenario, step), n_points, operands=memory_operands(step))
 
 
 def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
@@ -76,9 +77,12 @@ def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]
     return timelines(scenario, stages, memory_operands(sharded_step(scenario)), pipeline_run(scenario))
 
 
-def timed_step(scenario: Scenario) -> TimedStep:
-    """Every operator of a micro-batch with its time. It depends on the schedule only by what the plan overlaps."""
-    step = sharded_step(scenario)
+def timed_step(scenario: Scenario, step: Step | None = None) -> TimedStep:
+    """Every operator of a micro-batch with its time; ``step`` has them (``sharded_step``) where they are known.
+
+    It depends on the schedule only by what the plan overlaps.
+    """
+    step = step or sharded_step(scenario)
     found = None if np.ndim(scenario.plan.n_comm_sms) else distinct_points(step, scenario.cluster)
     step = step if found is None else found[0]
     timed = with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
@@ -93,11 +97,11 @@ def sharded_step(scenario: Scenario) -> Step:
 
 
 def evaluate_timed(
-    scenario: Scenario, timed: TimedStep, n_points: int, *, detail: bool = True, operands: Operands | None = None
+    scenario: Scenario, timed: TimedStep, n_points: int, *, operands: Operands, detail: bool = True
 ) -> Result:
     """``evaluate_training`` of points whose schedule exists and whose operators are timed already.
 
-    ``operands`` are those of its operators, where they are known (``memory.operands``). ``detail`` adds the operators
+    ``operands`` are those of its operators (``memory.operands``). ``detail`` adds the operators
     of the first point and the shares of provenance.
     """
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
@@ -121,7 +125,6 @@ def evaluate_timed(
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
-    operands = operands or memory_operands(sharded_step(scenario))
     memory, rates = memory_use(scenario, stages, operands), _rates(scenario, step_s, used)
     columns = {
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
