@@ -1,0 +1,175 @@
+"""Measure the loss over the share of experts: ``python -m sextant.validate.allocation.run --out FILE.csv``.
+
+Trains the models of each budget at every rho and seed and writes a row when one is done: the same command continues an
+interrupted run. Curves are completed seed by seed. Progress goes to stderr. Needs torch, numpy, scipy and, for Python
+source as the corpus, tokenizers; on a CPU ``--budgets tiny --corpora synthetic`` takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sextant.validate.allocation import synthetic
+from sextant.validate.allocation.corpus import Corpus, entropies, python_source
+from sextant.validate.allocation.sizes import BUDGETS, Sizes, sizes
+from sextant.validate.allocation.train import Trained, train
+from sextant.validate.measure import Settings, find_target, provenance
+from sextant.validate.node.table import Table
+
+CASE_COLUMNS = ("corpus", "budget", "rho_asked", "seed")
+RESULT_COLUMNS = (
+    "rho", "n_routed_experts", "rows_per_table", "n_parameters", "n_activated_parameters", "n_table_parameters",
+    "flops_per_token", "n_tokens", "loss", "loss_low", "loss_high", "train_loss", "unigram_loss", "bigram_loss",
+    "busiest_expert", "seconds",
+)  # fmt: skip
+CORPORA = {"python": python_source, "synthetic": synthetic.synthetic}
+RHOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25, 0.0)
+
+
+class Case(NamedTuple):
+    """One model: what names its row."""
+
+    corpus: str
+    budget: str
+    rho: float
+    seed: int
+
+    def row(self) -> dict[str, str | int | float]:
+        """The case as the columns of a table."""
+        return {"corpus": self.corpus, "budget": self.budget, "rho_asked": f"{self.rho:g}", "seed": self.seed}
+
+
+def table(path: Path) -> Table:
+    """The file of rows at ``path``."""
+    return Table(path=path, case_columns=CASE_COLUMNS, result_columns=RESULT_COLUMNS)
+
+
+def cases(
+    corpora: Sequence[str], budgets: Sequence[str], rhos: Sequence[float], seeds: Sequence[int]
+) -> Iterator[Case]:
+    """All models, one curve after the other."""
+    for corpus in corpora:
+        for budget in budgets:
+            for seed in seeds:
+                yield from (Case(corpus, budget, rho, seed) for rho in rhos)
+
+
+def result(of: Sizes, found: Trained, n_tokens: int, baselines: tuple[float, float]) -> dict[str, str]:
+    """The result columns of one trained model."""
+    return {
+        "rho": f"{of.rho:.4f}", "n_routed_experts": f"{of.model.n_routed_experts:.0f}",
+        "rows_per_table": f"{of.model.engram_rows:.0f}" if of.primes else "0", "n_parameters": f"{of.n_parameters:.0f}",
+        "n_activated_parameters": f"{of.n_activated_parameters:.0f}",
+        "n_table_parameters": f"{of.n_table_parameters:.0f}", "flops_per_token": f"{of.flops_per_token:.0f}",
+        "n_tokens": str(n_tokens), "loss": f"{found.loss:.5f}", "loss_low": f"{min(found.losses):.5f}",
+        "loss_high": f"{max(found.losses):.5f}", "train_loss": f"{found.train_loss:.5f}",
+        "unigram_loss": f"{baselines[0]:.4f}", "bigram_loss": f"{baselines[1]:.4f}",
+        "busiest_expert": f"{found.busiest:.2f}", "seconds": f"{found.seconds:.2f}",
+    }  # fmt: skip
+
+
+def measure(options: argparse.Namespace, header: Mapping[str, str], device: torch.device) -> int:
+    """Train what is not in the file yet; how many models failed."""
+    rows, begun_s, failed = table(options.out), time.monotonic(), 0
+    if device.type == "cuda":  # a backward pass runs on its forward pass's stream, and only a side stream can be captured
+        torch.cuda.set_stream(torch.cuda.Stream())
+    held: Corpus | None = None
+    baselines = (0.0, 0.0)
+    texts = {name: CORPORA[name]() for name in options.corpora}
+    about = {f"{name}_{key}": value for name, text in texts.items() for key, value in text.about.items()}
+    done = rows.start({**header, **about}, retry=options.retry_failed)
+    _say(f"corpora after {time.monotonic() - begun_s:.0f} s")
+    for case in cases(options.corpora, options.budgets, options.rhos, options.seeds):
+        if rows.key(case.row()) in done:
+            continue
+        if time.monotonic() - begun_s > options.max_seconds:
+            _say("no time is left; the same command goes on")
+            break
+        if held is None or held.name != case.corpus:
+            held = texts[case.corpus].to(device)
+            baselines = entropies(held)
+            _say(f"{case.corpus}: {len(held.train)} tokens, {len(held.held_out)} held out; losses of unigrams and "
+                 f"bigrams {baselines[0]:.3f}, {baselines[1]:.3f}")  # fmt: skip
+        budget = replace(BUDGETS[case.budget], **({"n_steps": options.steps} if options.steps else {}))
+        try:
+            of = sizes(budget, case.rho, held.vocab_size)
+            found = result(of, train(of, budget, held, case.seed, device), budget.n_tokens, baselines)
+        except Exception as error:  # whatever a kernel, a library or a compiler raises is this case's result
+            found, failed = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}, failed + 1
+        rows.append({**case.row(), **found})
+        gc.collect()
+        said = found.get("error") or f"loss {found['loss']}, {found['seconds']} s"
+        _say(f"[{time.monotonic() - begun_s:.0f} s] {' '.join(str(x) for x in case)}: {said}")
+    return failed
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _names(text: str, known: Mapping[str, object], option: str) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in found if name not in known]
+    if unknown or not found:
+        raise ValueError(f"{option}: one or more of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+    return found
+
+
+def _numbers(text: str, kind: type, option: str) -> tuple:
+    try:
+        return tuple(kind(x) for x in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option}: numbers separated by commas, got {text!r}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sextant measure allocation", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write or to continue")
+    parser.add_argument("--corpora", default="python", help=f"of {', '.join(CORPORA)}, comma-separated")
+    parser.add_argument("--budgets", default="small", help=f"of {', '.join(BUDGETS)}, comma-separated")
+    parser.add_argument("--rhos", default=",".join(f"{rho:g}" for rho in RHOS), help="shares of experts, 0 to 1")
+    parser.add_argument("--steps", type=int, default=0, help="of every model, in place of its budget's")
+    parser.add_argument("--seeds", default="0,1", help="integers, comma-separated")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--max-seconds", type=float, default=float("inf"), help="start no model after this long")
+    parser.add_argument("--retry-failed", action="store_true", help="train the file's failed models again")
+    parser.add_argument("--note", default="", help="a line for the header")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit 0 when every model was trained or is left for later, 1 when one failed, 2 for bad input."""
+    options = _parser().parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        options.corpora = _names(options.corpora, CORPORA, "--corpora")
+        options.budgets = _names(options.budgets, BUDGETS, "--budgets")
+        options.rhos, options.seeds = _numbers(options.rhos, float, "--rhos"), _numbers(options.seeds, int, "--seeds")
+        if not all(0.0 <= rho <= 1.0 for rho in options.rhos):
+            raise ValueError(f"--rhos: shares of experts from 0 to 1, got {', '.join(f'{r:g}' for r in options.rhos)}")
+        target = find_target(options.device)
+        header = provenance(target, cases="", settings=Settings(), note=options.note)
+        del header["timing"], header["traffic"]
+        header["command"] = (
+            f"python -m sextant.validate.allocation.run --corpora {','.join(options.corpora)} --budgets "
+            f"{','.join(options.budgets)} --rhos {','.join(f'{rho:g}' for rho in options.rhos)} --seeds "
+            f"{','.join(map(str, options.seeds))}"
+            + (f" --steps {options.steps}" if options.steps else "")
+        )
+        header["losses"] = "nats per held-out token; mean, lowest and highest of three evaluations at the end"
+        return 1 if measure(options, header, target.device) else 0
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
