@@ -108,3 +108,19 @@ def validate_trace(
 
     found = trace_table.judged(profile, question(scenario) if scenario else None)
     print_json(found.as_json()) if json else put(found.text(), sys.stdout)
+
+
+@app.command("allocation")
+def validate_allocation(
+    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured curves are shipped.")] = "h100",
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for the figure.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Show the measured losses of tiny models over the share of sparse parameters that experts hold."""
+    from sextant.studies import allocation_curve
+    from sextant.studies.files import folder
+
+    found = allocation_curve.curves(device)
+    if out:
+        allocation_curve.draw(found, folder(out))
+    print_json(allocation_curve.as_json(found)) if json else put(allocation_curve.table(found), sys.stdout)

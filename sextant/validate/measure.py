@@ -6,7 +6,8 @@ error of the result against a reference of higher precision. A case that fails, 
 ``error`` says why; nothing else stops, and a case that never ends is given up. Rows are written as they come and cases
 already in the file are skipped, so an interrupted run is continued by the same command. A header of ``# key: value``
 lines says where the numbers come from. Progress goes to stderr. Needs torch and numpy only; without a GPU the kernels
-are plain torch. ``ranks`` as the first word measures what several GPUs exchange (``node.run``).
+are plain torch. ``ranks`` as the first word measures what several GPUs exchange (``node.run``), ``allocation`` trains
+tiny models and measures their losses (``allocation.run``).
 """
 
 from __future__ import annotations
@@ -390,6 +391,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sextant.validate.node import run
 
         return run.main(arguments[1:])
+    if arguments[:1] == ["allocation"]:
+        from sextant.validate.allocation import run as training
+
+        return training.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         if options.estimate:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 #: Of every so many files one is held out; of every so many training files the tokenizer sees one.
-HELD_OUT, TOKENIZER_SAMPLE = 40, 6
+HELD_OUT, TOKENIZER_SAMPLE = 100, 6
 #: Files above these bytes are generated tables rather than source; shorter lines than this are no sign of a copy.
 MAX_BYTES, MIN_LINE = 400_000, 12
 #: Share of a file's lines that earlier files may have.

@@ -1,7 +1,7 @@
 """Measure the loss over the share of experts: ``python -m sextant.validate.allocation.run --out FILE.csv``.
 
 Trains the models of each budget at every rho and seed and writes a row when one is done: the same command continues an
-interrupted run. Curves are completed seed by seed. Progress goes to stderr. Needs torch, numpy, scipy and, for Python
+interrupted run; ``--lanes`` models take turns on one GPU, whose kernels are too small to fill it. Progress goes to stderr. Needs torch, numpy, scipy and, for Python
 source as the corpus, tokenizers; on a CPU ``--budgets tiny --corpora synthetic`` takes seconds.
 """
 
@@ -21,18 +21,19 @@ import torch
 from sextant.validate.allocation import synthetic
 from sextant.validate.allocation.corpus import Corpus, entropies, python_source
 from sextant.validate.allocation.sizes import BUDGETS, Sizes, sizes
-from sextant.validate.allocation.train import Trained, train
+from sextant.validate.allocation.train import Trained, training
 from sextant.validate.measure import Settings, find_target, provenance
 from sextant.validate.node.table import Table
 
-CASE_COLUMNS = ("corpus", "budget", "rho_asked", "seed")
+CASE_COLUMNS = ("corpus", "budget", "learning_rate", "rho_asked", "seed")
 RESULT_COLUMNS = (
     "rho", "n_routed_experts", "rows_per_table", "n_parameters", "n_activated_parameters", "n_table_parameters",
     "flops_per_token", "n_tokens", "loss", "loss_low", "loss_high", "train_loss", "unigram_loss", "bigram_loss",
     "busiest_expert", "seconds",
 )  # fmt: skip
 CORPORA = {"python": python_source, "synthetic": synthetic.synthetic}
-RHOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25, 0.0)
+#: The coarse ones first, so that a curve that is cut short is one of fewer points.
+RHOS = (1.0, 0.7, 0.4, 0.0, 0.85, 0.55, 0.2, 0.93)
 
 
 class Case(NamedTuple):
@@ -42,10 +43,14 @@ class Case(NamedTuple):
     budget: str
     rho: float
     seed: int
+    learning_rate: float
 
     def row(self) -> dict[str, str | int | float]:
         """The case as the columns of a table."""
-        return {"corpus": self.corpus, "budget": self.budget, "rho_asked": f"{self.rho:g}", "seed": self.seed}
+        return {
+            "corpus": self.corpus, "budget": self.budget, "learning_rate": f"{self.learning_rate:g}",
+            "rho_asked": f"{self.rho:g}", "seed": self.seed,
+        }  # fmt: skip
 
 
 def table(path: Path) -> Table:
@@ -53,14 +58,13 @@ def table(path: Path) -> Table:
     return Table(path=path, case_columns=CASE_COLUMNS, result_columns=RESULT_COLUMNS)
 
 
-def cases(
-    corpora: Sequence[str], budgets: Sequence[str], rhos: Sequence[float], seeds: Sequence[int]
-) -> Iterator[Case]:
-    """All models, one curve after the other."""
-    for corpus in corpora:
-        for budget in budgets:
-            for seed in seeds:
-                yield from (Case(corpus, budget, rho, seed) for rho in rhos)
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """All models, one curve after the other, all seeds of a rho together."""
+    for corpus in options.corpora:
+        for budget in options.budgets:
+            rate = options.learning_rate or BUDGETS[budget].learning_rate
+            for rho in options.rhos:
+                yield from (Case(corpus, budget, rho, seed, rate) for seed in options.seeds)
 
 
 def result(of: Sizes, found: Trained, n_tokens: int, baselines: tuple[float, float]) -> dict[str, str]:
@@ -77,38 +81,57 @@ def result(of: Sizes, found: Trained, n_tokens: int, baselines: tuple[float, flo
     }  # fmt: skip
 
 
+class Lane:
+    """One model in training, on a stream of its own; ``None`` becomes its result columns when it is done or failed."""
+
+    def __init__(self, case: Case, corpus: Corpus, baselines: tuple[float, float], steps: int, device: torch.device):
+        self.case, self.baselines = case, baselines
+        budget = replace(BUDGETS[case.budget], learning_rate=case.learning_rate)
+        self.budget = replace(budget, n_steps=steps) if steps else budget
+        # A backward pass runs on its forward pass's stream, and only a side stream can be captured.
+        self.stream = torch.cuda.Stream() if device.type == "cuda" else None
+        self.of = sizes(self.budget, case.rho, corpus.vocab_size)
+        self.turns = training(self.of, self.budget, corpus, case.seed, device)
+
+    def turn(self) -> dict[str, str] | None:
+        """Go one step further."""
+        with torch.cuda.stream(self.stream):
+            try:
+                found = next(self.turns)
+            except Exception as error:  # whatever a kernel, a library or a compiler raises is this case's result
+                return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+        return None if found is None else result(self.of, found, self.budget.n_tokens, self.baselines)
+
+
 def measure(options: argparse.Namespace, header: Mapping[str, str], device: torch.device) -> int:
-    """Train what is not in the file yet; how many models failed."""
+    """Train what is not in the file yet, ``lanes`` models at a time; how many failed."""
     rows, begun_s, failed = table(options.out), time.monotonic(), 0
-    if device.type == "cuda":  # a backward pass runs on its forward pass's stream, and only a side stream can be captured
-        torch.cuda.set_stream(torch.cuda.Stream())
-    held: Corpus | None = None
-    baselines = (0.0, 0.0)
-    texts = {name: CORPORA[name]() for name in options.corpora}
+    texts = {name: CORPORA[name]().to(device) for name in options.corpora}
     about = {f"{name}_{key}": value for name, text in texts.items() for key, value in text.about.items()}
     done = rows.start({**header, **about}, retry=options.retry_failed)
-    _say(f"corpora after {time.monotonic() - begun_s:.0f} s")
-    for case in cases(options.corpora, options.budgets, options.rhos, options.seeds):
-        if rows.key(case.row()) in done:
-            continue
-        if time.monotonic() - begun_s > options.max_seconds:
-            _say("no time is left; the same command goes on")
-            break
-        if held is None or held.name != case.corpus:
-            held = texts[case.corpus].to(device)
-            baselines = entropies(held)
-            _say(f"{case.corpus}: {len(held.train)} tokens, {len(held.held_out)} held out; losses of unigrams and "
-                 f"bigrams {baselines[0]:.3f}, {baselines[1]:.3f}")  # fmt: skip
-        budget = replace(BUDGETS[case.budget], **({"n_steps": options.steps} if options.steps else {}))
-        try:
-            of = sizes(budget, case.rho, held.vocab_size)
-            found = result(of, train(of, budget, held, case.seed, device), budget.n_tokens, baselines)
-        except Exception as error:  # whatever a kernel, a library or a compiler raises is this case's result
-            found, failed = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}, failed + 1
-        rows.append({**case.row(), **found})
-        gc.collect()
-        said = found.get("error") or f"loss {found['loss']}, {found['seconds']} s"
-        _say(f"[{time.monotonic() - begun_s:.0f} s] {' '.join(str(x) for x in case)}: {said}")
+    baselines = {name: entropies(text) for name, text in texts.items()}
+    for name, text in texts.items():
+        _say(f"{name}: {len(text.train)} tokens, {len(text.held_out)} held out; losses of unigrams and bigrams "
+             f"{baselines[name][0]:.3f}, {baselines[name][1]:.3f}")  # fmt: skip
+    left = [case for case in cases(options) if rows.key(case.row()) not in done]
+    lanes: list[Lane] = []
+    while left or lanes:
+        if left and time.monotonic() - begun_s > options.max_seconds:
+            _say(f"no time is left for {len(left)} models; the same command goes on")
+            left = []
+        while left and len(lanes) < options.lanes:
+            case = left.pop(0)
+            lanes.append(Lane(case, texts[case.corpus], baselines[case.corpus], options.steps, device))
+        for lane in list(lanes):
+            found = lane.turn()
+            if found is not None:
+                lanes.remove(lane)
+                failed += "error" in found
+                rows.append({**lane.case.row(), **found})
+                said = found.get("error") or f"loss {found['loss']}, {found['seconds']} s"
+                _say(f"[{time.monotonic() - begun_s:.0f} s] {' '.join(str(x) for x in lane.case)}: {said}")
+                del lane
+                gc.collect()
     return failed
 
 
@@ -138,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budgets", default="small", help=f"of {', '.join(BUDGETS)}, comma-separated")
     parser.add_argument("--rhos", default=",".join(f"{rho:g}" for rho in RHOS), help="shares of experts, 0 to 1")
     parser.add_argument("--steps", type=int, default=0, help="of every model, in place of its budget's")
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="the highest, in place of the budget's")
+    parser.add_argument("--lanes", type=int, default=1, help="models that are trained at the same time")
     parser.add_argument("--seeds", default="0,1", help="integers, comma-separated")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--max-seconds", type=float, default=float("inf"), help="start no model after this long")
@@ -162,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"python -m sextant.validate.allocation.run --corpora {','.join(options.corpora)} --budgets "
             f"{','.join(options.budgets)} --rhos {','.join(f'{rho:g}' for rho in options.rhos)} --seeds "
             f"{','.join(map(str, options.seeds))}"
-            + (f" --steps {options.steps}" if options.steps else "")
+            + (f" --steps {options.steps}" if options.steps else "") + f" --lanes {options.lanes}"
+            + (f" --learning-rate {options.learning_rate:g}" if options.learning_rate else "")
         )
         header["losses"] = "nats per held-out token; mean, lowest and highest of three evaluations at the end"
         return 1 if measure(options, header, target.device) else 0

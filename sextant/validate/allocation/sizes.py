@@ -14,6 +14,8 @@ from sextant.workloads.ops import engram
 from sextant.workloads.parameters import activated_parameters, n_parameters, training_flops_per_token
 from sextant.workloads.transformer import Transformer
 
+#: P_tot is about ten times P_act, as in the paper. The two budgets differ in depth and tokens: one layer is one shape,
+#: whatever the budget and rho, and is compiled once.
 #: Widths of products are multiples of this, as the tensor cores want.
 _WIDTH_STEP = 8
 
@@ -24,20 +26,20 @@ class Budget:
     dense layer) are those at rho = 1; ``learning_rate`` is the highest, that of the tables five times as high."""
 
     name: str
-    hidden_size: int
     num_hidden_layers: int
-    n_routed_experts: int
-    moe_intermediate_size: int
-    intermediate_size: int
-    engram_dim: int
     engram_layers: tuple[float, ...]
+    hidden_size: int = 128
+    n_routed_experts: int = 80
+    moe_intermediate_size: int = 64
+    intermediate_size: int = 512
+    engram_dim: int = 128
     engram_heads: int = 4
     num_experts_per_tok: int = 2
     head_dim: int = 32
     n_steps: int = 1000
     batch: int = 64
     seq: int = 512
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
 
     @property
     def n_tokens(self) -> int:
@@ -53,14 +55,8 @@ BUDGETS = {
             intermediate_size=160, engram_dim=32, engram_layers=(2.0,), engram_heads=2, head_dim=16, n_steps=30, batch=8,
             seq=64, learning_rate=1e-2,
         ),
-        Budget(
-            name="small", hidden_size=128, num_hidden_layers=5, n_routed_experts=64, moe_intermediate_size=128,
-            intermediate_size=768, engram_dim=128, engram_layers=(2.0, 3.0), n_steps=1000,
-        ),
-        Budget(
-            name="large", hidden_size=192, num_hidden_layers=6, n_routed_experts=64, moe_intermediate_size=192,
-            intermediate_size=1024, engram_dim=192, engram_layers=(2.0, 3.0), n_steps=1800,
-        ),
+        Budget(name="small", num_hidden_layers=4, engram_layers=(2.0, 3.0), n_steps=1000),
+        Budget(name="large", num_hidden_layers=8, engram_layers=(2.0, 5.0), n_steps=1500),
     )
 }  # fmt: skip
 

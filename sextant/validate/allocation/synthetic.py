@@ -32,7 +32,7 @@ def zipf(n: int, exponent: float, rng: np.random.Generator, size: int | tuple[in
     return np.minimum(np.searchsorted(total, rng.random(size) * total[-1]), n - 1)
 
 
-def synthetic(*, n_train: int = 70_000_000, n_held_out: int = 1_000_000, seed: int = 1) -> Corpus:
+def synthetic(*, n_train: int = 60_000_000, n_held_out: int = 1_000_000, seed: int = 1) -> Corpus:
     """Training and held-out tokens of one language: the same facts, other draws."""
     rng = np.random.default_rng(seed)
     words = VOCAB - _FIRST_WORD

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -146,13 +146,16 @@ def evaluate(net: Network, tokens: Tensor, budget: Budget) -> float:
     return float(torch.stack(losses).mean())
 
 
-def train(of: Sizes, budget: Budget, corpus: Corpus, seed: int, device: torch.device) -> Trained:
-    """Train the model ``of`` on ``corpus``; ValueError where it has fewer windows than the budget's steps need."""
+def training(of: Sizes, budget: Budget, corpus: Corpus, seed: int, device: torch.device) -> Iterator[Trained | None]:
+    """Train the model ``of`` on ``corpus``: None after every step, then what came out.
+
+    The caller may take turns between several; each stays on the stream that is current when it goes on. ValueError
+    where the corpus has fewer windows than the budget's steps need.
+    """
     begun_s = time.monotonic()
     needed, found = budget.n_steps * budget.batch, (len(corpus.train) - 1) // budget.seq
     if found < needed:
         raise ValueError(f"corpus: {found} windows of {budget.seq} tokens, {needed} are needed; none is read twice")
-    torch.manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Network(of, budget.seq, compute(device)).to(device)
@@ -165,8 +168,14 @@ def train(of: Sizes, budget: Budget, corpus: Corpus, seed: int, device: torch.de
         losses.append(step(rate(i, budget.n_steps)))
         if i + 1 in stops:
             evaluations.append(evaluate(net, corpus.held_out, budget))
+        yield None
     late = torch.stack(losses[-max(1, budget.n_steps // 10) :])
-    return Trained(
+    yield Trained(
         losses=tuple(evaluations), train_loss=float(late.mean()),
         busiest=max(float(layer.busiest()) for layer in net.experts()), seconds=time.monotonic() - begun_s,
     )  # fmt: skip
+
+
+def train(of: Sizes, budget: Budget, corpus: Corpus, seed: int, device: torch.device) -> Trained:
+    """``training`` from the first step to the last."""
+    return next(found for found in training(of, budget, corpus, seed, device) if found is not None)
