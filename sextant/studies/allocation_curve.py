@@ -19,11 +19,12 @@ from sextant.studies.whole_data import MEASURED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Models of one corpus and budget: ``rho`` [n] from low to high, ``loss`` [n, n_seeds] in nats per held-out token;
-    ``unigram_loss`` and ``bigram_loss`` are those of counted words and pairs."""
+    """Models of one corpus, budget and learning rate: ``rho`` [n] from low to high, ``loss`` [n, n_seeds] in nats per
+    held-out token; ``unigram_loss`` and ``bigram_loss`` are those of counted words and pairs."""
 
     corpus: str
     budget: str
+    learning_rate: float
     rho: np.ndarray
     loss: np.ndarray
     n_parameters: float
@@ -50,11 +51,9 @@ class Curve:
 
     @property
     def as_good(self) -> tuple[float, float]:
-        """Lowest and highest rho whose paired differences from the best average less than two standard errors."""
-        gap = self.loss - self.loss[np.argmin(self.mean)]
-        n_seeds = self.loss.shape[1]
-        error = self.seed_std * np.sqrt(2.0 / n_seeds)
-        near = self.rho[gap.mean(axis=1) <= 2.0 * error]
+        """Lowest and highest rho whose mean lies within two standard errors of a difference from the lowest mean."""
+        error = self.seed_std * np.sqrt(2.0 / self.loss.shape[1])
+        near = self.rho[self.mean - self.mean.min() <= 2.0 * error]
         return float(near.min()), float(near.max())
 
 
@@ -68,9 +67,10 @@ def curves(device: str, folder: Path | None = None) -> list[Curve]:
         raise InputError(
             f"device: no measured allocation of {device!r} ({path.name}); sextant measure allocation --out {path.name}"
         ) from None
-    names = dict.fromkeys((row["corpus"], row["budget"]) for row in rows)
-    found = [_curve([row for row in rows if (row["corpus"], row["budget"]) == name]) for name in names]
-    return [curve for curve in found if len(curve.rho)]
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["corpus"], row["budget"], row["learning_rate"]), []).append(row)
+    return [curve for curve in map(_curve, groups.values()) if len(curve.rho)]
 
 
 def _curve(rows: list[dict[str, str]]) -> Curve:
@@ -81,7 +81,7 @@ def _curve(rows: list[dict[str, str]]) -> Curve:
     rhos = sorted(rho for rho, losses in by_rho.items() if len(losses) == len(seeds))
     first = max(rows, key=lambda row: float(row["rho"]))
     return Curve(
-        corpus=first["corpus"], budget=first["budget"], rho=np.array(rhos),
+        corpus=first["corpus"], budget=first["budget"], learning_rate=float(first["learning_rate"]), rho=np.array(rhos),
         loss=np.array([[by_rho[rho][seed] for seed in seeds] for rho in rhos]),
         n_parameters=float(first["n_parameters"]), n_activated_parameters=float(first["n_activated_parameters"]),
         n_tokens=float(first["n_tokens"]), unigram_loss=float(first["unigram_loss"]),
@@ -95,7 +95,7 @@ def table(found: list[Curve]) -> str:
     for curve in found:
         low, high = curve.as_good
         blocks.append(
-            f"{curve.corpus}, {curve.budget}: {curve.n_parameters / 1e6:.1f} M parameters, "
+            f"{curve.corpus}, {curve.budget}, rate {curve.learning_rate:g}: {curve.n_parameters / 1e6:.1f} M parameters, "
             f"{curve.n_activated_parameters / 1e6:.2f} M activated, {curve.n_tokens / 1e6:.0f} M tokens, "
             f"{curve.loss.shape[1]} seeds\n"
             f"  unigrams {curve.unigram_loss:.3f}, bigrams {curve.bigram_loss:.3f} nats; one seed's standard deviation "
@@ -113,7 +113,7 @@ def table(found: list[Curve]) -> str:
 def as_json(found: list[Curve]) -> list[dict]:
     """The curves as plain values."""
     return [
-        {"corpus": curve.corpus, "budget": curve.budget, "n_parameters": curve.n_parameters,
+        {"corpus": curve.corpus, "budget": curve.budget, "learning_rate": curve.learning_rate, "n_parameters": curve.n_parameters,
          "n_activated_parameters": curve.n_activated_parameters, "n_tokens": curve.n_tokens,
          "unigram_loss": curve.unigram_loss, "bigram_loss": curve.bigram_loss, "seed_std": curve.seed_std,
          "best_rho": curve.best, "rho_within_noise": list(curve.as_good), "rho": curve.rho.tolist(),

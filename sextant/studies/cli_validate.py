@@ -112,7 +112,7 @@ def validate_trace(
 
 @app.command("allocation")
 def validate_allocation(
-    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured curves are shipped.")] = "h100",
+    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured curves are shipped.")] = "h200",
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for the figure.")] = None,
     json: AsJson = False,
 ) -> None:
