@@ -95,7 +95,8 @@ def table(found: list[Curve]) -> str:
     for curve in found:
         low, high = curve.as_good
         blocks.append(
-            f"{curve.corpus}, {curve.budget}, rate {curve.learning_rate:g}: {curve.n_parameters / 1e6:.1f} M parameters, "
+            f"{curve.corpus}, {curve.budget}, rate {curve.learning_rate:g}: "
+            f"{curve.n_parameters / 1e6:.1f} M parameters, "
             f"{curve.n_activated_parameters / 1e6:.2f} M activated, {curve.n_tokens / 1e6:.0f} M tokens, "
             f"{curve.loss.shape[1]} seeds\n"
             f"  unigrams {curve.unigram_loss:.3f}, bigrams {curve.bigram_loss:.3f} nats; one seed's standard deviation "
@@ -113,8 +114,9 @@ def table(found: list[Curve]) -> str:
 def as_json(found: list[Curve]) -> list[dict]:
     """The curves as plain values."""
     return [
-        {"corpus": curve.corpus, "budget": curve.budget, "learning_rate": curve.learning_rate, "n_parameters": curve.n_parameters,
-         "n_activated_parameters": curve.n_activated_parameters, "n_tokens": curve.n_tokens,
+        {"corpus": curve.corpus, "budget": curve.budget, "learning_rate": curve.learning_rate,
+         "n_parameters": curve.n_parameters, "n_activated_parameters": curve.n_activated_parameters,
+         "n_tokens": curve.n_tokens,
          "unigram_loss": curve.unigram_loss, "bigram_loss": curve.bigram_loss, "seed_std": curve.seed_std,
          "best_rho": curve.best, "rho_within_noise": list(curve.as_good), "rho": curve.rho.tolist(),
          "loss": curve.loss.tolist()}

@@ -59,7 +59,7 @@ def rotated(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def _turned(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[batch, seq, 3, heads, dim] to queries, keys, values [batch, heads, seq, dim], the first two normed and turned."""
+    """[batch, seq, 3, heads, dim] to queries, keys and values [batch, heads, seq, dim], the first two turned."""
     q, k, v = qkv.unbind(2)
     q, k = rotated(rms_norm(q, q_norm), angles), rotated(rms_norm(k, k_norm), angles)
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

@@ -81,5 +81,3 @@ class Memory(nn.Module):
         both = F.linear(rows, self.projections.to(rows.dtype), self.biases.to(rows.dtype))
         key, value = both.chunk(2, dim=-1)
         return self.convolved(x, self.gated(x, key, value, self.norms), self.conv_norm, self.taps, max(self.orders))
-
-

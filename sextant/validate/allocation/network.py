@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sextant.validate.allocation.experts import Experts
-from sextant.validate.allocation.layers import ROPE_THETA, Attention, Compute, FeedForward, product, rms_norm, swiglu, weight
+from sextant.validate.allocation.layers import (
+    ROPE_THETA,
+    Attention,
+    Compute,
+    FeedForward,
+    product,
+    rms_norm,
+    swiglu,
+    weight,
+)
 from sextant.validate.allocation.memory import Memory
 from sextant.validate.allocation.sizes import Sizes
 from sextant.workloads.ops import engram

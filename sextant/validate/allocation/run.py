@@ -1,8 +1,8 @@
 """Measure the loss over the share of experts: ``python -m sextant.validate.allocation.run --out FILE.csv``.
 
 Trains the models of each budget at every rho and seed and writes a row when one is done: the same command continues an
-interrupted run; ``--lanes`` models take turns on one GPU, whose kernels are too small to fill it. Progress goes to stderr. Needs torch, numpy, scipy and, for Python
-source as the corpus, tokenizers; on a CPU ``--budgets tiny --corpora synthetic`` takes seconds.
+interrupted run. ``--lanes`` models take turns. Progress goes to stderr. Needs torch, numpy, scipy and, for the corpus
+``python``, tokenizers; ``--budgets tiny --corpora synthetic`` is for a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from sextant.validate.allocation import synthetic
 from sextant.validate.allocation.corpus import Corpus, entropies, python_source
-from sextant.validate.allocation.sizes import BUDGETS, Sizes, sizes
+from sextant.validate.allocation.sizes import BUDGETS, Budget, Sizes, sizes
 from sextant.validate.allocation.train import Trained, training
 from sextant.validate.measure import Settings, find_target, provenance
 from sextant.validate.node.table import Table
@@ -82,25 +82,32 @@ def result(of: Sizes, found: Trained, n_tokens: int, baselines: tuple[float, flo
 
 
 class Lane:
-    """One model in training, on a stream of its own; ``None`` becomes its result columns when it is done or failed."""
+    """One model in training, on a stream of its own."""
 
-    def __init__(self, case: Case, corpus: Corpus, baselines: tuple[float, float], steps: int, device: torch.device):
-        self.case, self.baselines = case, baselines
+    def __init__(
+        self, case: Case, corpus: Corpus, baselines: tuple[float, float], steps: int, device: torch.device
+    ) -> None:
+        self.case = case
         budget = replace(BUDGETS[case.budget], learning_rate=case.learning_rate)
-        self.budget = replace(budget, n_steps=steps) if steps else budget
+        budget = replace(budget, n_steps=steps) if steps else budget
         # A backward pass runs on its forward pass's stream, and only a side stream can be captured.
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
-        self.of = sizes(self.budget, case.rho, corpus.vocab_size)
-        self.turns = training(self.of, self.budget, corpus, case.seed, device)
+        self.turns = self._turns(budget, corpus, baselines, device)
+
+    def _turns(
+        self, budget: Budget, corpus: Corpus, baselines: tuple[float, float], device: torch.device
+    ) -> Iterator[dict[str, str] | None]:
+        of = sizes(budget, self.case.rho, corpus.vocab_size)
+        for found in training(of, budget, corpus, self.case.seed, device):
+            yield None if found is None else result(of, found, budget.n_tokens, baselines)
 
     def turn(self) -> dict[str, str] | None:
-        """Go one step further."""
+        """Go one step further; the result columns when the model is done, an error when it failed, else None."""
         with torch.cuda.stream(self.stream):
             try:
-                found = next(self.turns)
+                return next(self.turns)
             except Exception as error:  # whatever a kernel, a library or a compiler raises is this case's result
                 return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
-        return None if found is None else result(self.of, found, self.budget.n_tokens, self.baselines)
 
 
 def measure(options: argparse.Namespace, header: Mapping[str, str], device: torch.device) -> int:
@@ -187,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"python -m sextant.validate.allocation.run --corpora {','.join(options.corpora)} --budgets "
             f"{','.join(options.budgets)} --rhos {','.join(f'{rho:g}' for rho in options.rhos)} --seeds "
             f"{','.join(map(str, options.seeds))}"
-            + (f" --steps {options.steps}" if options.steps else "") + f" --lanes {options.lanes}"
+            + (f" --steps {options.steps}" if options.steps else "")
+            + f" --lanes {options.lanes}"
             + (f" --learning-rate {options.learning_rate:g}" if options.learning_rate else "")
         )
         header["losses"] = "nats per held-out token; mean, lowest and highest of three evaluations at the end"

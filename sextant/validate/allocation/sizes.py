@@ -14,8 +14,6 @@ from sextant.workloads.ops import engram
 from sextant.workloads.parameters import activated_parameters, n_parameters, training_flops_per_token
 from sextant.workloads.transformer import Transformer
 
-#: P_tot is about ten times P_act, as in the paper. The two budgets differ in depth and tokens: one layer is one shape,
-#: whatever the budget and rho, and is compiled once.
 #: Widths of products are multiples of this, as the tensor cores want.
 _WIDTH_STEP = 8
 
@@ -23,7 +21,11 @@ _WIDTH_STEP = 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """Sizes and training of all models of one curve. ``n_routed_experts`` and ``intermediate_size`` (of the leading
-    dense layer) are those at rho = 1; ``learning_rate`` is the highest, that of the tables five times as high."""
+    dense layer) are those at rho = 1; ``learning_rate`` is the highest.
+
+    P_tot is about ten times P_act, as in the paper. Budgets differ in depth and tokens: a layer has one shape, whatever
+    the budget and rho, and is compiled once.
+    """
 
     name: str
     num_hidden_layers: int
@@ -52,8 +54,8 @@ BUDGETS = {
     for budget in (
         Budget(
             name="tiny", hidden_size=32, num_hidden_layers=3, n_routed_experts=8, moe_intermediate_size=32,
-            intermediate_size=160, engram_dim=32, engram_layers=(2.0,), engram_heads=2, head_dim=16, n_steps=30, batch=8,
-            seq=64, learning_rate=1e-2,
+            intermediate_size=160, engram_dim=32, engram_layers=(2.0,), engram_heads=2, head_dim=16, n_steps=60,
+            batch=8, seq=64, learning_rate=1e-2,
         ),
         Budget(name="small", num_hidden_layers=4, engram_layers=(2.0, 3.0), n_steps=1000),
         Budget(name="large", num_hidden_layers=8, engram_layers=(2.0, 5.0), n_steps=1500),
@@ -76,8 +78,8 @@ class Sizes:
 
 
 def sizes(budget: Budget, rho: float, vocab_size: int) -> Sizes:
-    """The model of ``budget`` at ``rho``, the share of sparse parameters that experts hold; ValueError where a share of
-    tables is too small for them or where rho is outside 0 to 1."""
+    """The model of ``budget`` at ``rho``, the share of sparse parameters that experts hold; ValueError where rho is
+    outside 0 to 1, where no rows are left, or where the dense layer cannot pay for Engram's products."""
     if not 0.0 <= rho <= 1.0:
         raise ValueError(f"rho: expected 0 to 1, got {rho:g}")
     full = _model(budget, vocab_size)
@@ -86,9 +88,12 @@ def sizes(budget: Budget, rho: float, vocab_size: int) -> Sizes:
     if n_experts == budget.n_routed_experts:
         return _sized(full, full, (), budget)
     model = replace(full, n_routed_experts=float(n_experts), engram_layers=budget.engram_layers, engram_rows=0.0)
-    excess = training_flops_per_token(model, budget.seq) - training_flops_per_token(full, budget.seq)
+    excess = float(training_flops_per_token(model, budget.seq) - training_flops_per_token(full, budget.seq))
     width_flops = 6.0 * 3.0 * _WIDTH_STEP * budget.hidden_size
-    model = replace(model, intermediate_size=budget.intermediate_size - _WIDTH_STEP * round(excess / width_flops))
+    width = budget.intermediate_size - _WIDTH_STEP * round(excess / width_flops)
+    if width <= 0:
+        raise ValueError(f"rho: Engram costs more than the leading dense layer of budget {budget.name} has; widen it")
+    model = replace(model, intermediate_size=float(width))
     row_dim = int(model.engram_dim / engram.n_rows(model))
     model, primes = _tables(model, (total - _n_parameters(model)) / row_dim)
     return _sized(model, full, primes, budget)
@@ -100,7 +105,8 @@ def _model(budget: Budget, vocab_size: int) -> Transformer:
     return Transformer(
         name=f"allocation-{budget.name}", system="Engram", attention="gqa", hidden_size=float(budget.hidden_size),
         num_hidden_layers=float(budget.num_hidden_layers), num_attention_heads=heads, num_key_value_heads=heads,
-        head_dim=float(budget.head_dim), vocab_size=float(vocab_size), intermediate_size=float(budget.intermediate_size),
+        head_dim=float(budget.head_dim), vocab_size=float(vocab_size),
+        intermediate_size=float(budget.intermediate_size),
         first_k_dense_replace=1.0, moe_intermediate_size=float(budget.moe_intermediate_size), n_shared_experts=1.0,
         n_routed_experts=float(budget.n_routed_experts), num_experts_per_tok=float(budget.num_experts_per_tok),
         topk_method="noaux_tc", tie_word_embeddings=True, qk_norm=True, engram_dim=float(budget.engram_dim),

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sextant.validate.allocation.corpus import Corpus
 from sextant.validate.allocation.layers import Compute
-from sextant.validate.allocation.memory import Memory
 from sextant.validate.allocation.network import Network
 from sextant.validate.allocation.sizes import Budget, Sizes
 
@@ -67,22 +67,17 @@ def rate(step: int, n_steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm)))
 
 
-def _groups(net: Network) -> list[dict]:
+def _groups(net: Network) -> list[dict[str, Any]]:
     """Parameters with their share of the rate and their decay: tables; matrices; vocabulary, norms, taps and biases."""
-    tables = [m.table for m in net.modules() if isinstance(m, Memory)]
-    kept = {id(p) for p in (*tables, net.embedding)}
-    others = [p for p in net.parameters() if p.requires_grad and id(p) not in kept]
-    taps = {id(m.taps) for m in net.modules() if isinstance(m, Memory)} | {
-        id(m.norms) for m in net.modules() if isinstance(m, Memory)
-    }
-    matrices = [p for p in others if p.ndim > 1 and id(p) not in taps]
-    plain = [p for p in others if p.ndim == 1 or id(p) in taps]
-    groups = [
-        {"params": tables, "share": TABLE_RATE, "weight_decay": 0.0},
-        {"params": matrices, "share": 1.0, "weight_decay": WEIGHT_DECAY},
-        {"params": [net.embedding, *plain], "share": 1.0, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    tables, matrices, others = [], [], []
+    for name, parameter in net.named_parameters():
+        own = name.rpartition(".")[2]
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim == 1 or own in ("embedding", "norms", "taps")
+        (tables if own == "table" else others if plain else matrices).append(parameter)
+    found = ((tables, TABLE_RATE, 0.0), (matrices, 1.0, WEIGHT_DECAY), (others, 1.0, 0.0))
+    return [{"params": part, "share": share, "weight_decay": decay} for part, share, decay in found if part]
 
 
 class Step:
@@ -91,9 +86,8 @@ class Step:
     def __init__(self, net: Network, budget: Budget, device: torch.device) -> None:
         self.net, self.cuda = net, device.type == "cuda"
         self.windows = torch.zeros((budget.batch, budget.seq + 1), dtype=torch.int64, device=device)
-        self.rates = [torch.zeros((), device=device) for _ in _groups(net)]
-        groups = [group | {"lr": rate} for group, rate in zip(_groups(net), self.rates, strict=True)]
-        self.shares = [budget.learning_rate * group["share"] for group in groups]
+        groups = [group | {"lr": torch.zeros((), device=device)} for group in _groups(net)]
+        self.rates = [(group["lr"], budget.learning_rate * group["share"]) for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=self.cuda or None, capturable=self.cuda)
         self.parameters = [p for group in groups for p in group["params"]]
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -111,20 +105,23 @@ class Step:
 
     def __call__(self, share: float) -> Tensor:
         """Step with ``share`` of the highest rate."""
-        for rate, highest in zip(self.rates, self.shares, strict=True):
-            rate.fill_(share * highest)
+        for now, highest in self.rates:
+            now.fill_(share * highest)
         self.done += 1
         if not self.cuda or self.done <= _EAGER_STEPS:
             return self._run().clone()
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            self.optimizer.zero_grad(set_to_none=True)
-            gc.collect()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
-                self.loss = self._run()
-        self.graph.replay()
+        self.graph = graph = self.graph or self._captured()
+        graph.replay()
         return self.loss.clone()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            self.loss = self._run()
+        return graph
 
 
 def windows(tokens: Tensor, starts: Tensor, seq: int) -> Tensor:
