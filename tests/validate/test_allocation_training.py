@@ -211,7 +211,7 @@ def test_a_small_run_learns_and_is_continued(tmp_path: Path, small_language, mon
     for row in rows:
         assert row["error"] == "" and 0.0 < float(row["loss"]) < float(row["unigram_loss"])
         assert float(row["loss_low"]) <= float(row["loss"]) <= float(row["loss_high"])
-        assert float(row["n_parameters"]) == pytest.approx(float(rows[0]["n_parameters"]), rel=3e-3)
+        assert float(row["n_parameters"]) == pytest.approx(float(rows[0]["n_parameters"]), rel=5e-3)
         assert float(row["flops_per_token"]) == pytest.approx(float(rows[0]["flops_per_token"]), rel=3e-3)
     text = path.read_bytes()
     assert _run(path, "--seeds", "0") == 0
@@ -261,8 +261,9 @@ def test_the_shipped_models_were_equal_and_learned():
         for key in ("n_parameters", "flops_per_token", "n_tokens"):
             values = [float(row[key]) for row in part]
             assert max(values) <= 1.002 * min(values), key
+        models = {rho: sizes(BUDGETS[budget], rho, 4096) for rho in {float(row["rho_asked"]) for row in part}}
         for row in part:
-            of = sizes(BUDGETS[budget], float(row["rho_asked"]), 4096)
+            of = models[float(row["rho_asked"])]
             assert f"{of.rho:.4f}" == row["rho"] and of.n_parameters == float(row["n_parameters"])
             assert float(row["loss"]) < float(row["bigram_loss"]) < float(row["unigram_loss"])
             assert float(row["loss_high"]) - float(row["loss_low"]) < 1e-3

@@ -53,7 +53,7 @@ BUDGETS = {
     budget.name: budget
     for budget in (
         Budget(
-            name="tiny", hidden_size=32, num_hidden_layers=3, n_routed_experts=8, moe_intermediate_size=32,
+            name="tiny", hidden_size=32, num_hidden_layers=2, n_routed_experts=8, moe_intermediate_size=32,
             intermediate_size=160, engram_dim=32, engram_layers=(2.0,), engram_heads=2, head_dim=16, n_steps=60,
             batch=8, seq=64, learning_rate=1e-2,
         ),
