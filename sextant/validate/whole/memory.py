@@ -1,7 +1,13 @@
 """Engram: rows of n-grams from a table in pinned host memory or in device memory, gated, convolved, added.
 
-With prefetch the rows are fetched by a kernel on a side stream from behind the embedding on, while the layers in front
-compute, and waited for where they are needed; without, they are fetched there.
+With prefetch the rows are fetched on a side stream from behind the embedding on, while the layers in front compute, and
+waited for where they are needed; without, they are fetched there. ``way`` says by what:
+
+``inline``  a kernel with all SMs, where the rows are needed
+``few``     ahead, a kernel of a few programs that take rows in turn
+``full``    ahead, the kernel with all SMs
+``copy``    ahead, one copy of the pinned buffer into which ``pack`` gathered the rows on the CPU
+``none``    by nothing: the rows are those of an earlier pass
 """
 
 from __future__ import annotations
@@ -21,6 +27,9 @@ from sextant.workloads.transformer import Transformer
 MAX_HOST_BYTES = 32 * 2**30
 #: Rows filled at a time, in elements.
 CHUNK = 2**27
+#: Ways of fetching rows, and those that begin behind the embedding.
+WAYS = ("none", "inline", "few", "full", "copy")
+AHEAD = ("few", "full", "copy")
 
 
 @lru_cache(maxsize=1)
@@ -61,7 +70,9 @@ class Memory:
         self.earlier = at.normal(at.batch, reach, self.n, hidden, std=0.5) if decode else None
         self.history: Tensor | None = None
         self.index: Tensor | None = None
-        self.side = torch.cuda.Stream() if prefetch and at.device.type == "cuda" else None
+        self.packed: Tensor | None = None
+        self.way = "few" if prefetch else "inline"
+        self.side = torch.cuda.Stream() if at.device.type == "cuda" else None
 
     @property
     def table_bytes(self) -> int:
@@ -71,11 +82,27 @@ class Memory:
     def start(self, history: Tensor) -> None:
         """The pass begins, its token ids are known."""
         self.history = history
-        if self.side is not None:
-            self._hash()
-            self.side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.side):
-                self._fetch()
+        if self.way not in AHEAD:
+            return
+        self._hash()
+        if self.side is None:
+            self._fetch()
+            return
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
+            self._fetch()
+
+    def pack(self, history: Tensor) -> None:
+        """Gathers the rows of ``history`` on the CPU into the pinned buffer that ``copy`` fetches."""
+        if self.packed is None:
+            self.packed = torch.empty(self.rows.shape, dtype=self.rows.dtype, pin_memory=self.at.device.type == "cuda")
+        index = self.at.kernels.hash(history, self.primes, self.starts, self.orders)
+        self.gather(index.flatten().cpu())
+
+    def gather(self, index: Tensor) -> None:
+        """The CPU's part of ``pack``: rows of ``index``, on the CPU, into the pinned buffer."""
+        assert self.packed is not None, "pack() makes the buffer"
+        torch.index_select(self.table, 0, index, out=self.packed)
 
     def _hash(self) -> None:
         assert self.history is not None, "start() comes first"
@@ -83,14 +110,18 @@ class Memory:
 
     def _fetch(self) -> None:
         assert self.index is not None, "row numbers come first"
-        self.at.kernels.fetch(self.table, self.index.flatten(), self.rows, beside=self.side is not None)
+        if self.way == "copy":
+            assert self.packed is not None, "pack() comes first"
+            self.rows.copy_(self.packed, non_blocking=True)
+        elif self.way != "none":
+            self.at.kernels.fetch(self.table, self.index.flatten(), self.rows, beside=self.way == "few")
 
     def __call__(self, x: Tensor) -> Tensor:
         kernels, (m, n, hidden) = self.at.kernels, x.shape
-        if self.side is None:
+        if self.way not in AHEAD:
             self._hash()
             self._fetch()
-        else:
+        elif self.side is not None:
             torch.cuda.current_stream().wait_stream(self.side)
         found = F.linear(self.rows.view(m, self.dim), self.projections)
         value, keys = found[:, :hidden], found[:, hidden:].unflatten(1, (n, hidden))
