@@ -97,6 +97,20 @@ def validate_models(
         put(found.text(), sys.stdout)
 
 
+@app.command("engram")
+def validate_engram(
+    case: Annotated[str, typer.Argument(metavar="CASE", help="Only cases whose names begin so.")] = "",
+    device: Annotated[str, typer.Option(metavar="NAME", help="A GPU whose measured blocks are shipped.")] = "h200",
+    kernels: Annotated[bool, typer.Option("--kernels", help="mHC's and Engram's kernels inside the passes.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Predict what measured Engram blocks wait for rows, by every way of fetching them, and show the errors."""
+    from sextant.studies import engram_table
+
+    found = engram_table.judged_kernels(device, case) if kernels else engram_table.judged(device, case)
+    print_json(found.as_json()) if json else put(found.text(), sys.stdout)
+
+
 @app.command("trace")
 def validate_trace(
     profile: Annotated[str, typer.Argument(metavar="FILE", help="A PyTorch profile, .json or .json.gz.")],

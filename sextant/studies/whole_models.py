@@ -63,9 +63,11 @@ class Predicted:
         return sum(line.high_s for line in self.lines)
 
 
-def scenario_of(case: WholeCase, device: str) -> Scenario:
-    """The scenario that a case is part of, on one GPU called ``device``."""
+def scenario_of(case: WholeCase, device: str, cool: bool = False) -> Scenario:
+    """The scenario that a case is part of, on one GPU called ``device``; ``cool``: at the clock of a GPU at rest."""
     cluster = replace(hwmodels.cluster(f"hgx-{device}"), n_devices=1.0)
+    if cool:
+        cluster = replace(cluster, device=replace(cluster.device, clock_under_load=1.0))
     load = Load(
         phase=_PHASES.get(case.phase, case.phase), batch=float(case.batch), context_tokens=float(case.context_tokens)
     )
@@ -73,10 +75,10 @@ def scenario_of(case: WholeCase, device: str) -> Scenario:
     return Scenario(name=case.name, model=case.model, cluster=cluster, plan=plan, load=load)
 
 
-def predicted(case: WholeCase, device: str = "h200") -> Predicted:
-    """The case's pass, operator by operator. InputError for a difference that cannot be predicted, or that names an
-    operator which the pass has not."""
-    scenario = scenario_of(case, device)
+def predicted(case: WholeCase, device: str = "h200", cool: bool = False) -> Predicted:
+    """The case's pass, operator by operator, ``cool`` as ``scenario_of`` has it. InputError for a difference that cannot
+    be predicted, or that names an operator which the pass has not."""
+    scenario = scenario_of(case, device, cool)
     left_out = {name for each in case.differs for name in each.instead_of}
     lines: list[Line] = []
     for step in steps(case):

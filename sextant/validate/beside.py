@@ -172,6 +172,7 @@ def beside(call: Callable[[], object], side: Side, n: int) -> tuple[float, float
 def write_rows(path: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A file of measurements with its provenance in the header; ``name`` is the program that made it."""
     header = provenance(find_target("cuda"), cases=name, settings=Settings())
+    header["command"] = f"python -m sextant.validate.{name}"
     with path.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {key}: {value}\n" for key, value in header.items())
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])

@@ -3,9 +3,10 @@
     python -m sextant.validate.fetch --out FILE.csv
 
 A fetch is one launch that takes ``lookups`` random rows, new ones in every launch of a replay, by ``programs`` programs
-that take rows in turn (0: a kernel with all SMs). Rows without a ``call`` are fetches alone, one after the other. The
-others are a fetch beside one compute kernel, both repeated over the same milliseconds of a cool GPU: microseconds of
-either alone and beside the other.
+that take ``in_turn`` rows at once and in turn (0: as many as the kernel likes), or by a kernel with all SMs
+(``programs`` 0). Rows without a ``call`` are fetches alone: one after the other, and each behind a write of more than
+the L2 cache, which leaves it no page table entries (``fetch_cold_us``). The others are a fetch beside one compute
+kernel, both repeated over the same milliseconds of a cool GPU: microseconds of either alone and beside the other.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ import torch.nn.functional as F
 from sextant.validate.beside import write_rows
 from sextant.validate.kernels import triton_gather
 from sextant.validate.measure import find_target
+from sextant.validate.timer import FLUSH_BYTES
 from sextant.validate.whole.fused import FETCHING, FusedKernels
-from sextant.validate.whole.memory import host_table
+from sextant.validate.whole.memory import BOUNDED, host_table
 
-#: Rows of the table: those of a layer of Engram-27B, and fewer, which the address translation reaches.
-ROWS, FEW_ROWS, DIM = 36_198_400, 3_354_624, 80
+#: Rows of the table: those of a layer of Engram-27B, and fewer (the first that the address translation reaches).
+ROWS, FEWER_ROWS, DIM = 36_198_400, (3_354_624, 13_421_568), 80
 LOOKUPS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 #: Lookups for other widths, tables and numbers of programs, and those that run beside calls.
 SOME = (1024, 8192, 65536)
 DIMS, PROGRAMS = (160, 512), (2, 4, 16, 32)
-SIDE_US, CALL_US, N_ROUNDS, PAUSE_S = 6000.0, 300.0, 5, 0.01
+#: Lookups of a fetch that runs beside calls: long, so that few of its launches wait for a place.
+LONG, TURNS = 2**18, (4, 8, 16)
+SIDE_US, CALL_US, N_ROUNDS, N_COLD, PAUSE_S = 6000.0, 300.0, 5, 15, 0.01
 COLUMNS = (
-    "call", "programs", "lookups", "row_bytes", "table_bytes", "call_alone_us", "call_beside_us", "fetch_alone_us",
-    "fetch_beside_us",
+    "call", "programs", "in_turn", "lookups", "row_bytes", "table_bytes", "call_alone_us", "call_beside_us",
+    "fetch_alone_us", "fetch_cold_us", "fetch_beside_us",
 )  # fmt: skip
 Call = Callable[[], object]
 
@@ -67,13 +71,13 @@ def marks(n: int) -> list[torch.cuda.Event]:
 class Fetch:
     """Launches of a fetch that together take about ``SIDE_US``, in one graph."""
 
-    def __init__(self, rows: int, dim: int, lookups: int, programs: int, n_sms: int) -> None:
+    def __init__(self, rows: int, dim: int, lookups: int, programs: int, in_turn: int, n_sms: int) -> None:
         self.table = host_table(ROWS, DIM).view(-1)[: rows * dim].view(rows, dim)
         self.out = torch.empty((lookups, dim), dtype=self.table.dtype, device="cuda")
-        self.lookups, self.programs, self.n_sms = lookups, programs, n_sms
+        self.lookups, self.programs, self.in_turn, self.n_sms = lookups, programs, in_turn, n_sms
         self.n, self.index = 0, torch.empty((0, lookups), dtype=torch.int32, device="cuda")
-        self._capture(4)
-        self._capture(max(4, min(512, math.ceil(SIDE_US / self.alone_us()))))
+        self._capture(2)
+        self._capture(max(2, min(512, math.ceil(SIDE_US / self.alone_us()))))
 
     def _capture(self, n: int) -> None:
         self.n, self.index = n, torch.empty((n, self.lookups), dtype=torch.int32, device="cuda")
@@ -81,7 +85,9 @@ class Fetch:
         self.graph = captured([lambda i=i: self._launch(i) for i in range(n)])
 
     def _launch(self, i: int) -> None:
-        triton_gather.gather(self.table, self.index[i], self.out, n_sms=self.n_sms, most=self.programs)
+        triton_gather.gather(
+            self.table, self.index[i], self.out, n_sms=self.n_sms, most=self.programs, in_turn=self.in_turn
+        )
 
     def draw(self) -> None:
         """New rows for every launch."""
@@ -99,6 +105,22 @@ class Fetch:
             torch.cuda.synchronize()
             found.append(between_us(start, end) / self.n)
         return median(found)
+
+    def cold_us(self) -> float:
+        """Microseconds of one launch behind a write of more than the L2 cache, the median over launches."""
+        self.draw()
+        graph, flushed = captured([lambda: self._launch(0)]), torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+        found = []
+        for i in range(N_COLD):
+            self.index[0].random_(0, self.table.shape[0])
+            flushed.fill_(i)
+            start, end = marks(2)
+            start.record()
+            graph.replay()
+            end.record()
+            found.append((start, end))
+        torch.cuda.synchronize()
+        return median(between_us(start, end) for start, end in found[1:])
 
 
 class Compute:
@@ -175,7 +197,10 @@ def calls(n_sms: int) -> dict[str, Call]:
         "gemm 4096x24576x2560": product(m, 24576, hidden),
         "gemm 4096x2560x12288": product(m, hidden, 12288),
         "gemm 4096x6144x2560": product(m, 6144, hidden),
+        "gemm 4096x2560x4096": product(m, hidden, 4096),
         "gemm 1024x24576x2560": product(1024, 24576, hidden),
+        "gemm 1024x6144x2560": product(1024, 6144, hidden),
+        "gemm 256x24576x2560": product(256, 24576, hidden),
         "gemm 64x24576x2560": product(64, 24576, hidden),
         "attention 32x4096 192/128": lambda: fused.attention(q, k, v, causal=True),
         "latent attention 64x4096": lambda: fused.latent(latent_q, cache, rank=512, scale=0.07),
@@ -188,15 +213,16 @@ def calls(n_sms: int) -> dict[str, Call]:
 
 def alone(n_sms: int) -> list[tuple[object, ...]]:
     """Rows of fetches alone."""
-    asked = [(ROWS, DIM, n, FETCHING) for n in LOOKUPS]
-    asked += [(FEW_ROWS, DIM, n, FETCHING) for n in (64, 256, *SOME)]
-    asked += [(ROWS * DIM // dim, dim, n, FETCHING) for dim in DIMS for n in SOME]
-    asked += [(ROWS, DIM, n, programs) for programs in PROGRAMS for n in SOME]
-    asked += [(ROWS, DIM, n, 0) for n in LOOKUPS]
+    asked = [(ROWS, DIM, n, *way) for way in ((0, 0), (FETCHING, 0), (FETCHING, BOUNDED)) for n in LOOKUPS]
+    for way in ((0, 0), (FETCHING, 0), (FETCHING, BOUNDED)):
+        asked += [(rows, DIM, n, *way) for rows in FEWER_ROWS for n in SOME]
+        asked += [(ROWS * DIM // dim, dim, n, *way) for dim in DIMS for n in SOME]
+    asked += [(ROWS, DIM, n, programs, 0) for programs in PROGRAMS for n in SOME]
     rows = []
-    for n_rows, dim, lookups, programs in asked:
-        us = Fetch(n_rows, dim, lookups, programs, n_sms).alone_us()
-        rows.append(("", programs, lookups, 2 * dim, 2 * dim * n_rows, "", "", f"{us:.2f}", ""))
+    for n_rows, dim, lookups, programs, in_turn in asked:
+        fetch = Fetch(n_rows, dim, lookups, programs, in_turn, n_sms)
+        us = f"{fetch.alone_us():.2f}", f"{fetch.cold_us():.2f}"
+        rows.append(("", programs, in_turn, lookups, 2 * dim, 2 * dim * n_rows, "", "", *us, ""))
         print(*rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -204,19 +230,15 @@ def alone(n_sms: int) -> list[tuple[object, ...]]:
 def together(n_sms: int) -> list[tuple[object, ...]]:
     """Rows of fetches beside calls."""
     rows = []
-    fetches = [Fetch(ROWS, DIM, n, programs, n_sms) for programs in (FETCHING, 0) for n in SOME]
+    fetches = [Fetch(ROWS, DIM, LONG, FETCHING, in_turn, n_sms) for in_turn in TURNS]
     alone_us = [fetch.alone_us() for fetch in fetches]
     for name, call in calls(n_sms).items():
         compute = Compute(call)
         for fetch, fetch_us in zip(fetches, alone_us, strict=True):
-            try:
-                call_us, slowed_us = beside_us(compute, fetch, fetch_us)
-            except ValueError as error:
-                print(name, fetch.programs, fetch.lookups, error, file=sys.stderr, flush=True)
-                continue
-            shape = fetch.programs, fetch.lookups, 2 * DIM, 2 * DIM * ROWS
-            times = (compute.alone_us, call_us, fetch_us, slowed_us)
-            rows.append((name, *shape, *(f"{us:.2f}" for us in times)))
+            call_us, slowed_us = beside_us(compute, fetch, fetch_us)
+            shape = fetch.programs, fetch.in_turn, fetch.lookups, 2 * DIM, 2 * DIM * ROWS
+            times = (f"{us:.2f}" for us in (compute.alone_us, call_us, fetch_us))
+            rows.append((name, *shape, *times, "", f"{slowed_us:.2f}"))
             print(*rows[-1], file=sys.stderr, flush=True)
     return rows
 

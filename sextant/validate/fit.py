@@ -25,6 +25,7 @@ from sextant.validate.fit_attention import fit_attention, fit_mla, regime
 from sextant.validate.fit_collective import fit_collective
 from sextant.validate.fit_conv2d import fit_conv2d
 from sextant.validate.fit_exchange import fit_exchange
+from sextant.validate.fit_fetch import fit_fetch
 from sextant.validate.fit_gather import fit_gather
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm
 from sextant.validate.fit_grouped import COEFFICIENTS as GROUPED
@@ -149,7 +150,7 @@ def fit_wgrads(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]
 FITTERS: Mapping[str, Fitter] = {
     "gemm": fit_gemms, "moe": fit_experts, "memory": fit_memories, "attention": fit_attentions,
     "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads, "mhc": fit_mhc, "gather": fit_gather,
-    "host_copy": fit_host_copy, "conv2d": fit_conv2d,
+    "host_copy": fit_host_copy, "conv2d": fit_conv2d, "fetch": fit_fetch,
 }  # fmt: skip
 
 

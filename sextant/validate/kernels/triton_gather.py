@@ -55,17 +55,17 @@ def _prefer_shared_memory(kernel: Any) -> None:
     _PREFERRED.add(kernel.function)
 
 
-def gather(table: Tensor, index: Tensor, out: Tensor, *, n_sms: int, most: int = 0) -> tuple[Tensor]:
+def gather(table: Tensor, index: Tensor, out: Tensor, *, n_sms: int, most: int = 0, in_turn: int = 0) -> tuple[Tensor]:
     """out[i] = table[index[i]]: rows of one program as many as still leave eight programs for every SM.
 
     ``most`` programs, if it is given, take the rows in turn, for kernels that run beside: one program for every few
     rows would hold all places until the last is fetched, and thousands of reads that wait for page walks hold up all
-    others.
+    others. ``in_turn``: rows that each of them reads at once, where that is not left to the rule.
     """
     lookups, dim = out.shape
     block = triton.next_power_of_2(dim)
     rows = min(MAX_ROWS, max(1, TILE // block), triton.next_power_of_2(max(1, lookups // (8 * n_sms))))
-    rows = 1 if rows < 4 else rows
+    rows = in_turn or (1 if rows < 4 else rows)
     warps = max(1, min(4, rows * block // 256))
     programs = triton.cdiv(lookups, rows)
     if most:

@@ -44,8 +44,10 @@ COLUMNS = (
 KERNEL_COLUMNS = ("case", "way", "kernel", "count", "us", "first_us")
 #: How long the GPU spins before a replay, in lengths of the pass, and at least; its clock while it does.
 PAUSES, LEAST_PAUSE_US, CLOCK_MHZ = 1.5, 500.0, 1980.0
-_WARM_UPS, _PROFILES = 2, 3
-_PROFILED = ("none", "few")
+_WARM_UPS, _PROFILES = 2, 2
+#: A kernel's name is cut to so many characters: templates go on for thousands.
+_NAME = 160
+_PROFILED = ("none", "inline", "few", "bounded")
 
 
 class Block:
@@ -126,7 +128,7 @@ class Block:
                 torch.cuda.synchronize()
             events = [
                 each for each in profiler.events() or ()
-                if each.device_type == torch.autograd.DeviceType.CUDA and not each.name.startswith(run._NO_KERNELS)
+                if each.device_type == torch.autograd.DeviceType.CUDA and not each.name.startswith(run.NO_KERNELS)
             ]  # fmt: skip
             zero = min(each.time_range.start for each in events)
             first: dict[str, float] = {}
@@ -155,14 +157,14 @@ def measure(
     """Rows of all ways of a case and of their kernels; raises what goes wrong."""
     torch.manual_seed(zlib.crc32(case.name.encode()))
     error = check(network(reduction.checked(case), target)) if checked else None
-    run._free(target)
+    run.free(target)
     with torch.no_grad():
         block = Block(case, target)
         found = block.rounds(n_rounds)
         clock_mhz = timer.sm_clock_mhz() if target.cuda else None
         load = block.net.expert_load()
         kernels = [
-            {"case": case.name, "way": way, "kernel": name, "count": str(count), "us": f"{us:.2f}",
+            {"case": case.name, "way": way, "kernel": name[:_NAME], "count": str(count), "us": f"{us:.2f}",
              "first_us": f"{first:.2f}"}
             for way in (_PROFILED if target.cuda else ())
             for name, count, us, first in sorted(block.profiled(way), key=lambda each: -each[2])
@@ -207,8 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = find_target(given.device)
     header = header_of(target, rounds=given.rounds, note=given.note)
     times, kernels = (given.out / f"{given.name}_engram_block{end}.csv" for end in ("", "_kernels"))
-    done = run._started(times, COLUMNS, header)
-    run._started(kernels, KERNEL_COLUMNS, header)
+    done = run.started(times, COLUMNS, header)
+    run.started(kernels, KERNEL_COLUMNS, header)
     only = tuple(name for name in given.only.split(",") if name)
     chosen = [case for case in cases() if not only or case.name.startswith(only)]
     failed, checks = 0, set[str]()
@@ -228,12 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             rows, found = [{"case": case.name, "error": said[:300]}], []
             failed += 1
-        run._append(times, COLUMNS, rows)
-        run._append(kernels, KERNEL_COLUMNS, found)
+        run.append(times, COLUMNS, rows)
+        run.append(kernels, KERNEL_COLUMNS, found)
         said = ", ".join(f"{row.get('way', '')} {row.get('exposed_us', row.get('error'))}" for row in rows)
         spent_s = time.monotonic() - start_s
         print(f"[{i + 1}/{len(chosen)} +{spent_s:.1f}s] {case.name}: {said}", file=sys.stderr, flush=True)
-        run._free(target)
+        run.free(target)
     return 1 if failed else 0
 
 

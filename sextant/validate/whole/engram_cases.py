@@ -12,11 +12,11 @@ from sextant.simulator.types import Plan
 from sextant.validate.whole.cases import Difference, WholeCase
 from sextant.workloads.models import model as model_of
 
-WAYS = ("none", "hbm", "inline", "few", "full", "copy")
+WAYS = ("none", "hbm", "inline", "few", "bounded", "full", "copy")
 #: The plan that each way stands for: where the table is, when rows are fetched.
 PLANS = {
     way: Plan(placement={"engram": "hbm" if way == "hbm" else "host"}, prefetch=prefetch)
-    for way, prefetch in zip(WAYS, ("none", "none", "none", "tokens", "tokens", "tokens"), strict=True)
+    for way, prefetch in zip(WAYS, ("none", "none", "none", "tokens", "tokens", "tokens", "tokens"), strict=True)
 }
 BATCHES = (1, 8, 32, 64, 128, 256)
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -212,8 +212,9 @@ class FusedKernels(Kernels):
         )  # fmt: skip
         return rows
 
-    def fetch(self, table: Tensor, index: Tensor, out: Tensor, *, beside: bool) -> None:
-        triton_gather.gather(table, index, out, n_sms=self.n_sms, most=FETCHING if beside else 0)
+    def fetch(self, table: Tensor, index: Tensor, out: Tensor, *, beside: bool, in_turn: int = 0) -> None:
+        most = FETCHING if beside else 0
+        triton_gather.gather(table, index, out, n_sms=self.n_sms, most=most, in_turn=in_turn)
 
     def gate(self, x: Tensor, keys: Tensor, value: Tensor, w: Tensor) -> Tensor:
         m, n, hidden = x.shape

@@ -173,8 +173,9 @@ class Kernels:
             mixed = torch.where((orders > back), mixed ^ token.unsqueeze(2), mixed)
         return (starts + mixed % primes).flatten(0, 1)
 
-    def fetch(self, table: Tensor, index: Tensor, out: Tensor, *, beside: bool) -> None:
-        """out[i] = table[index[i]], the table in device or in pinned host memory; ``beside`` other kernels or alone."""
+    def fetch(self, table: Tensor, index: Tensor, out: Tensor, *, beside: bool, in_turn: int = 0) -> None:
+        """out[i] = table[index[i]], the table in device or in pinned host memory; ``beside`` other kernels, a program
+        reading ``in_turn`` rows at once (0: as many as it likes), or alone."""
         out.copy_(table[index.to(table.device)])
 
     def gate(self, x: Tensor, keys: Tensor, value: Tensor, w: Tensor) -> Tensor:

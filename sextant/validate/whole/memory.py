@@ -5,6 +5,7 @@ waited for where they are needed; without, they are fetched there. ``way`` says 
 
 ``inline``  a kernel with all SMs, where the rows are needed
 ``few``     ahead, a kernel of a few programs that take rows in turn
+``bounded`` the same, each program with ``BOUNDED`` reads in flight: fewer together than fill the page walkers
 ``full``    ahead, the kernel with all SMs
 ``copy``    ahead, one copy of the pinned buffer into which ``pack`` gathered the rows on the CPU
 ``none``    by nothing: the rows are those of an earlier pass
@@ -28,8 +29,9 @@ MAX_HOST_BYTES = 32 * 2**30
 #: Rows filled at a time, in elements.
 CHUNK = 2**27
 #: Ways of fetching rows, and those that begin behind the embedding.
-WAYS = ("none", "inline", "few", "full", "copy")
-AHEAD = ("few", "full", "copy")
+WAYS = ("none", "inline", "few", "bounded", "full", "copy")
+AHEAD = ("few", "bounded", "full", "copy")
+BOUNDED = 8
 
 
 @lru_cache(maxsize=1)
@@ -114,7 +116,10 @@ class Memory:
             assert self.packed is not None, "pack() comes first"
             self.rows.copy_(self.packed, non_blocking=True)
         elif self.way != "none":
-            self.at.kernels.fetch(self.table, self.index.flatten(), self.rows, beside=self.way == "few")
+            self.at.kernels.fetch(
+                self.table, self.index.flatten(), self.rows, beside=self.way in ("few", "bounded"),
+                in_turn=BOUNDED if self.way == "bounded" else 0,
+            )  # fmt: skip
 
     def __call__(self, x: Tensor) -> Tensor:
         kernels, (m, n, hidden) = self.at.kernels, x.shape

@@ -45,7 +45,7 @@ FETCH_COLUMNS = ("case", "programs", "lasting_us", "fetch_us", "slowed_kernel", 
 #: Replays before the first timed one; a pause after them lets the device cool to where a burst starts.
 _WARM_UPS, _PAUSE_S = 3, 0.5
 #: The profiler's own records and those of replays with new tokens, which are no kernels of a pass.
-_NO_KERNELS = ("ProfilerStep", "Activity Buffer", "cudaGraph", "cudaDevice", "cudaStream", "cudaEvent")
+NO_KERNELS = ("ProfilerStep", "Activity Buffer", "cudaGraph", "cudaDevice", "cudaStream", "cudaEvent")
 
 
 class Replay:
@@ -91,7 +91,7 @@ def measure(case: WholeCase, target: Target, *, burst: int, seconds: float) -> t
     """The row of a case and its kernels as (name, count, microseconds); raises what goes wrong."""
     torch.manual_seed(zlib.crc32(case.name.encode()))
     error = check(network(reduction.checked(case), target))
-    _free(target)
+    free(target)
     with torch.no_grad():
         net = network(case, target)
         replay = Replay(net, target)
@@ -136,7 +136,7 @@ def fetches(case: WholeCase, target: Target, programs: Sequence[int], *, seconds
                 {"case": case.name, "programs": str(number), "lasting_us": row["lasting_us"],
                  "fetch_us": f"{fetch_us:.2f}", "slowed_kernel": slowed, "slowed_us": f"{us.get(slowed, 0.0):.2f}"}
             )  # fmt: skip
-            _free(target)
+            free(target)
     finally:
         fused.FETCHING = kept
     return rows
@@ -168,7 +168,7 @@ def _profiled(replay: Replay) -> list[tuple[str, int, float]]:
     counts: Counter[str] = Counter()
     us: Counter[str] = Counter()
     for event in profiler.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(_NO_KERNELS):
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(NO_KERNELS):
             counts[event.name] += 1
             us[event.name] += event.device_time  # type: ignore[assignment]
     return [(name, counts[name], float(spent)) for name, spent in us.most_common()]
@@ -178,7 +178,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
 
-def _free(target: Target) -> None:
+def free(target: Target) -> None:
+    """Gives memory of what is no longer used back to the device."""
     gc.collect()
     if target.cuda:
         torch.cuda.synchronize()
@@ -186,7 +187,7 @@ def _free(target: Target) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _started(path: Path, columns: Sequence[str], header: Mapping[str, str]) -> set[str]:
+def started(path: Path, columns: Sequence[str], header: Mapping[str, str]) -> set[str]:
     """Names of the cases that a file holds; starts the file where there is none."""
     if path.exists():
         with path.open(encoding="utf-8", newline="") as lines:
@@ -198,7 +199,8 @@ def _started(path: Path, columns: Sequence[str], header: Mapping[str, str]) -> s
     return set()
 
 
-def _append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """More rows of a file."""
     with path.open("a", encoding="utf-8", newline="") as file:
         csv.DictWriter(file, fieldnames=columns, lineterminator="\n").writerows(rows)
 
@@ -231,13 +233,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.fetching:
         path, programs = given.out / f"{given.name}_prefetch.csv", [int(n) for n in given.fetching.split(",")]
         header["command"] += f" --only {given.only} --fetching {given.fetching}"
-        _started(path, FETCH_COLUMNS, header)
+        started(path, FETCH_COLUMNS, header)
         for case in cases:
-            _append(path, FETCH_COLUMNS, fetches(case, target, programs, seconds=given.seconds))
+            append(path, FETCH_COLUMNS, fetches(case, target, programs, seconds=given.seconds))
         return 0
     models, kernels = given.out / f"{given.name}_models.csv", given.out / f"{given.name}_model_kernels.csv"
-    done = _started(models, COLUMNS, header)
-    _started(kernels, KERNEL_COLUMNS, header)
+    done = started(models, COLUMNS, header)
+    started(kernels, KERNEL_COLUMNS, header)
     failed = 0
     for i, case in enumerate(cases):
         if case.name in done:
@@ -250,13 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:  # whatever a kernel, a library or a compiler raises is this case's result
             row, found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}, []
             failed += 1
-        _append(models, COLUMNS, [{"case": case.name, **row}])
+        append(models, COLUMNS, [{"case": case.name, **row}])
         rows = [{"case": case.name, "kernel": n, "count": c, "us": f"{us:.2f}"} for n, c, us in found]
-        _append(kernels, KERNEL_COLUMNS, rows)
+        append(kernels, KERNEL_COLUMNS, rows)
         said = row.get("error") or f"{row['us']} us, lasting {row.get('lasting_us', 'not run')}"
         spent_s = time.monotonic() - start_s
         print(f"[{i + 1}/{len(cases)} +{spent_s:.1f}s] {case.name}: {said}", file=sys.stderr, flush=True)
-        _free(target)
+        free(target)
     return 1 if failed else 0
 
 

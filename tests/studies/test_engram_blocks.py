@@ -1,0 +1,128 @@
+"""Exposed fetch time of measured Engram blocks, predicted from kernels alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sextant.simulator.errors import InputError
+from sextant.studies import cli, engram_blocks, engram_table
+from sextant.studies.engram_blocks import Judged, exposed
+from sextant.validate.whole import engram_cases
+
+CASES = {case.name: case for case in engram_cases.cases()}
+
+
+@pytest.fixture(scope="module")
+def blocks() -> engram_table.Blocks:
+    """What is shipped, beside its predictions."""
+    return engram_table.judged()
+
+
+def test_every_case_was_measured_by_every_way(blocks: engram_table.Blocks) -> None:
+    assert {(row.case, row.way) for row in blocks.rows} == {
+        (c, w) for c in CASES for w in engram_cases.WAYS if w != "none"
+    }
+
+
+def test_how_many_are_within_20_us_or_a_tenth(blocks: engram_table.Blocks) -> None:
+    """Of 17 each. Kernels of few programs slow products in a pass by more than they do in pairs."""
+    assert {way: near for way, (near, _) in blocks.near().items()} == {
+        "hbm": 16, "inline": 17, "few": 11, "bounded": 11, "full": 16, "copy": 16,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "off_us"),
+    [("hbm", 1.5, 21.4), ("inline", 0.065, 10.0), ("full", 0.053, 21.1), ("copy", 1.0, 30.1),
+     ("few", 0.65, 205.5), ("bounded", 0.66, 313.0)],
+)  # fmt: skip
+def test_errors_are_what_was_reached(blocks: engram_table.Blocks, way: str, error: float, off_us: float) -> None:
+    """Where more than 200 us are exposed, the share; elsewhere, and for the ways with none so large, microseconds."""
+    rows = [row for row in blocks.rows if row.way == way]
+    large = [abs(row.error) for row in rows if row.measured_s > 200e-6]
+    small = [1e6 * abs(row.off_s) for row in rows if row.measured_s <= 200e-6 or way in ("few", "bounded")]
+    assert max(large, default=0.0) <= error and max(small) <= off_us
+
+
+def test_decode_is_within_21_us_by_every_way(blocks: engram_table.Blocks) -> None:
+    assert max(abs(row.off_s) for row in blocks.rows if row.case.startswith("decode")) <= 21.1e-6
+
+
+def test_passes_are_within_an_eighth(blocks: engram_table.Blocks) -> None:
+    """A convolution that takes seven times its bytes' time is in each of them."""
+    errors = [row.pass_predicted_s / row.pass_measured_s - 1.0 for row in blocks.rows]
+    assert max(map(abs, errors)) <= 0.131 and sum(map(abs, errors)) / len(errors) <= 0.056
+
+
+def test_nothing_in_front_hides_nothing() -> None:
+    first, later = CASES["prefill-1024-layer-1"], CASES["prefill-1024-layer-4"]
+    for way in ("few", "copy"):
+        found = exposed(first, way)
+        assert found.seconds == found.fetch_s and found.window_s == 0.0
+        assert exposed(later, way).window_s > exposed(CASES["prefill-1024-layer-2"], way).window_s > found.seconds
+    assert exposed(later, "copy").seconds == 0.0
+    assert exposed(later, "few").seconds == pytest.approx(exposed(later, "few").slowed_s)
+    assert exposed(later, "inline") == exposed(first, "inline") == exposed(first, "full")
+    assert exposed(first, "none").seconds == 0.0
+
+
+def test_what_is_not_hidden_is_waited_for() -> None:
+    """256 rounds of eight rows take longer than the layer in front."""
+    found = exposed(CASES["decode-b128-layer-2"], "few")
+    assert found.fetch_s > found.window_s + found.slowed_s
+    assert found.seconds == pytest.approx(found.fetch_s - found.window_s)
+
+
+def test_near_is_either_of_two() -> None:
+    def row(measured_us: float, predicted_us: float) -> Judged:
+        return Judged(case="a", way="few", pass_measured_s=1.0, pass_predicted_s=1.0, measured_s=1e-6 * measured_us,
+                      spread_s=0.0, predicted_s=1e-6 * predicted_us)  # fmt: skip
+
+    assert row(5.0, 24.0).near and not row(5.0, 26.0).near
+    assert row(1000.0, 1099.0).near and not row(1000.0, 1101.0).near
+    assert row(-3.0, 0.0).near and row(-3.0, 0.0).error == float("inf")
+
+
+def test_kernels_inside_the_passes() -> None:
+    """Means: what each kernel's own fit leaves, and what the kernel before it left in the L2 cache."""
+    found = engram_table.judged_kernels()
+    sums = found.sums()
+    assert {name: round(100 * mean, 1) for name, (mean, _) in sums.items()} == {
+        "mhc_pre": 6.1, "mhc_post": 19.3, "engram_conv": 72.0, "engram_gate": 13.2,
+    }  # fmt: skip
+    many = [row for row in found.rows if row["case"].startswith(("prefill-4096", "prefill-8192"))]
+    largest = {name: max(abs(row["error"]) for row in many if row["kernel"] == name) for name in sums}
+    assert largest["mhc_pre"] <= 0.089 and largest["mhc_post"] <= 0.106 and largest["engram_gate"] <= 0.041
+
+
+def run(*words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["sextant", "validate", "engram", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_the_command_shows_cases_and_kernels(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert run("decode-b64", monkeypatch=monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert "decode-b64-layer-2" in text and "prefill" not in text and "inline: 3 of 3 within 20 us or 10%" in text
+    assert run("prefill-512", "--kernels", "--json", monkeypatch=monkeypatch) == 0
+    assert {row["kernel"] for row in json.loads(capsys.readouterr().out)["kernels"]} == {
+        "mhc_pre", "mhc_post", "engram_conv", "engram_gate",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), [(("--device", "h100"), "engram_block"), (("decod3",), "decod3")])
+def test_what_was_not_measured_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys, words, said) -> None:
+    assert run(*words, monkeypatch=monkeypatch) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown way 'fwe'"):
+        exposed(CASES["decode-b1-layer-2"], "fwe")
+    with pytest.raises(InputError, match="no measured Engram blocks"):
+        engram_blocks.rows("h200", tmp_path)
