@@ -1,4 +1,4 @@
-"""Engram blocks beside their predictions, as text and JSON: a line per case and way, or per kernel inside the passes."""
+"""Engram blocks beside their predictions, as text and JSON: a line per case and way, or per kernel in the passes."""
 
 from __future__ import annotations
 

@@ -76,8 +76,8 @@ def scenario_of(case: WholeCase, device: str, cool: bool = False) -> Scenario:
 
 
 def predicted(case: WholeCase, device: str = "h200", cool: bool = False) -> Predicted:
-    """The case's pass, operator by operator, ``cool`` as ``scenario_of`` has it. InputError for a difference that cannot
-    be predicted, or that names an operator which the pass has not."""
+    """The case's pass, operator by operator, ``cool`` as ``scenario_of`` has it. InputError for a difference that
+    cannot be predicted, or that names an operator which the pass has not."""
     scenario = scenario_of(case, device, cool)
     left_out = {name for each in case.differs for name in each.instead_of}
     lines: list[Line] = []

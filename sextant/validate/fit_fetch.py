@@ -1,8 +1,8 @@
 """Fit what fetches of host rows cost in a pass (``simulator.kernels.host_rows``) from rows of
 ``sextant.validate.fetch``: kernels alone, hot and cold, and kernels beside kernels. No pass is seen.
 
-Held out are whole pairs of lookups and programs. What kernels lose beside a fetch are medians over few calls: its errors
-are those of the fetches beside the same calls, with the one factor that they share.
+Held out are whole pairs of lookups and programs. What kernels lose beside a fetch are medians over few calls: the
+errors told are those of the fetches beside the same calls, with the one factor that they share.
 """
 
 from __future__ import annotations
