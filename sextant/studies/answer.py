@@ -13,7 +13,7 @@ from sextant.simulator import paths
 from sextant.simulator.result import join, result
 from sextant.simulator.schedule import OVERLAPPING, n_stages
 from sextant.simulator.types import Result, Scenario
-from sextant.studies import catalogue, solve, study
+from sextant.studies import allocated, catalogue, solve, study
 from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.scenario import Check, Question, load
 from sextant.workloads import models, traffic
@@ -140,13 +140,15 @@ def answer(asked: Question, progress: Callable[[int], None] = lambda n: None) ->
 
 
 def structural(scenario: Scenario) -> frozenset[str]:
-    """Axes and solved fields that a sweep evaluates value by value. In training stages depend on all of the model."""
+    """Axes and solved fields that a sweep evaluates value by value: in training all that layers are made of, but not
+    how many experts and rows there are, whose layouts on stages are told apart as they come."""
     swept = {*scenario.axes, *scenario.solve}
     fixed = set(catalogue.STRUCTURAL)
     # Whether there are experts at all decides what is built.
     fixed |= {path for path in swept if path == "model.n_routed_experts" and 0 in scenario.axes.get(path, ())}
     if scenario.load.phase == "training":
-        fixed |= {path for path in swept if path.startswith("model.") or path == "load.context_tokens"}
+        sizes = {allocated.PATH, *allocated.FOLLOWS}
+        fixed |= {p for p in swept if (p.startswith("model.") and p not in sizes) or p == "load.context_tokens"}
     return frozenset(fixed)
 
 

@@ -42,6 +42,8 @@ _POSITIVE = _DEGREES | {
     "hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
 }  # fmt: skip
 _SHARES = ("fraction", "efficiency", "share")
+#: Shares that leave something.
+_BELOW_ONE = {"engram_fraction"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,8 @@ def check(value: float | int, field: Field) -> None:
         raise InputError(f"must not be negative, got {units.show(value, field.dimension)}; write a positive value")
     if value == 0 and (field.name in _POSITIVE or field.name.endswith("_per_s")) and not _is_zero(field.current):
         raise InputError(f"must be more than zero, got {value:g}; write {_remedy(field)}")
+    if value >= 1 and field.name in _BELOW_ONE:
+        raise InputError(f"is a share of at least 0 and below 1, got {value:g}; write 0.2 or 20 %, for example")
     if value > 1 and field.name.endswith(_SHARES) and not field.name.startswith(_COUNT_STARTS):
         raise InputError(f"is a share between 0 and 1, got {value:g}; write 0.5 or 50 %, for example")
 

@@ -14,7 +14,7 @@ from sextant.simulator import paths, units
 from sextant.simulator.errors import InputError, Problem, nearest
 from sextant.simulator.types import Load, Plan, Scenario
 from sextant.studies import axes as sweep
-from sextant.studies import search_space, solve
+from sextant.studies import allocated, search_space, solve
 from sextant.studies.equations import equations
 from sextant.studies.fields import Field, convert, find, quantity, shown
 from sextant.studies.layers import BASED, BLOCKS, Catalogue, Entry, Layer, collect, split_variant
@@ -111,13 +111,14 @@ def _question(
     records = _records(entries, axes, catalogue, problems)
     solving = equations(entries, records, catalogue, problems)
     searched = search_space.given(entries, catalogue, problems)
+    problems += allocated.problems(entries)
     asked = {key: entries[key].raw for key in ("description", "study") if key in entries}
     if problems:
         return None
     scenario = Scenario(axes=axes, solve=solving, search=searched, **header, **records)
     question = Question(scenario=scenario, entries=entries, catalogue=catalogue)
     try:
-        scenario = solve.first(question) if solving else scenario
+        scenario = allocated.first(solve.first(question) if solving else scenario, entries)
     except InputError as error:
         problems += error.problems
         return None

@@ -18,7 +18,7 @@ from sextant.simulator import paths
 from sextant.simulator.errors import InputError, Problem
 from sextant.simulator.result import result
 from sextant.simulator.types import Num, Result, Scenario
-from sextant.studies import axes
+from sextant.studies import allocated, axes
 from sextant.studies.equations import MOST, MULTIPLE, equation, figure
 from sextant.studies.fields import check, find
 
@@ -83,10 +83,16 @@ class _Unknown:
 
 
 def parts(question: Question, structural: Set[str] = frozenset()) -> Iterator[Part]:
-    """Every point of ``question`` once, in the groups of ``axes.groups``, its solved fields set.
+    """Every point of ``question`` once, in the groups of ``axes.groups``, its solved fields and what follows from
+    ``model.engram_fraction`` set.
 
     A group is split by the values of solved fields in ``structural``; its points without solution come last, apart.
     """
+    for part in _parts(question, structural):
+        yield from allocated.parts(part)
+
+
+def _parts(question: Question, structural: Set[str]) -> Iterator[Part]:
     asked = question.scenario
     for index, scenario in axes.groups(question, structural=structural):
         if not asked.solve:

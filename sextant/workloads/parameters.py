@@ -158,6 +158,17 @@ def activated_parameters(model, *, embedding: bool = False) -> Num:
     return total
 
 
+def backbone_parameters(model) -> Num:
+    """All parameters without token embedding and head: P_tot of the Engram paper (arXiv:2601.07372 s3.1)."""
+    sizes = layer_parameters(model)
+    return n_parameters(model) - sizes["embedding"]["embedding"] - sizes["head"]["head"]
+
+
+def activated_backbone_parameters(model) -> Num:
+    """What one token uses of ``backbone_parameters``, among it the Engram rows that it reads: P_act of that paper."""
+    return activated_parameters(model) - layer_parameters(model)["head"]["head"]
+
+
 def activated_piece(model, piece: str, size: Num) -> Num:
     """What one token uses of ``size`` parameters of a piece: the experts it is routed to, the Engram rows it reads."""
     if piece == "engram_tables":

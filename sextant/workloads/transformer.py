@@ -41,6 +41,8 @@ class Transformer:
 
     ``hidden_act`` silu is a gated feed-forward behind RMSNorm; gelu a plain one, with biases everywhere and LayerNorm.
     ``max_position_embeddings`` counts learned positions (0: rotary). A dropout of 0 runs no kernel.
+    ``engram_fraction`` of the sparse parameters moves from experts to tables before anything is built
+    (``workloads.allocation``); None leaves both as the other fields say.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Transformer:
     engram_dim: Num = 1280.0
     engram_rows: Num = 2262400.0
     engram_conv_kernel: Num = 4.0
+    engram_fraction: Num | None = None
     vision: Vision | None = None
     generation: Generation | None = None
     official: Mapping[str, Num] = field(default_factory=dict)

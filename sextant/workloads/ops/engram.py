@@ -8,9 +8,11 @@ rows travel in an all-to-all, gradients back in another one (s2.5).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from math import isqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import BYTES, operator
@@ -136,17 +138,34 @@ def prime_rows(model) -> tuple[int, ...]:
     if np.ndim(model.engram_rows) or np.ndim(model.engram_heads):
         raise InputError("model.engram_rows: prime sizes are for one model; give one number, not an axis")
     wanted = len(model.engram_layers) * int(n_rows(model))
-    found: list[int] = []
-    candidate = max(int(model.engram_rows), 2)
-    while len(found) < wanted:
-        if _is_prime(candidate):
-            found.append(candidate)
-        candidate += 1
-    return tuple(found)
+    return tuple(first_primes(int(model.engram_rows), wanted).tolist())
 
 
-def _is_prime(number: int) -> bool:
-    return not np.any(number % np.arange(2, isqrt(number) + 1) == 0)
+def first_primes(start: int, n: int) -> NDArray[np.int64]:
+    """The first ``n`` primes from ``start`` upwards, shape (n,)."""
+    # Primes near x lie log(x) apart on average.
+    reach = int(2 * n * np.log(start + 10.0) + 100)
+    while len(found := primes(start, start + reach)) < n:
+        reach *= 2
+    return found[:n]
+
+
+def primes(low: int, high: int) -> NDArray[np.int64]:
+    """The primes from ``low`` to ``high`` (not included), in order."""
+    low = max(low, 2)
+    left = np.ones(max(high - low, 0), dtype=bool)
+    for divisor in _small_primes(isqrt(max(high, 4)) + 1):
+        left[max(divisor * divisor, -(-low // divisor) * divisor) - low :: divisor] = False
+    return low + np.flatnonzero(left)
+
+
+@lru_cache
+def _small_primes(end: int) -> tuple[int, ...]:
+    left = np.ones(end, dtype=bool)
+    left[:2] = False
+    for divisor in range(2, isqrt(end) + 1):
+        left[divisor * divisor :: divisor] = False
+    return tuple(np.flatnonzero(left).tolist())
 
 
 def projection_parameters(model) -> Num:

@@ -1,0 +1,76 @@
+"""``model.engram_fraction`` in a question: what it decides stands in every point before anything evaluates it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sextant.simulator import paths
+from sextant.simulator.errors import InputError, Problem
+from sextant.simulator.types import Scenario
+from sextant.studies.equations import OFF
+from sextant.workloads import allocation
+
+if TYPE_CHECKING:
+    from sextant.studies.layers import Entry
+    from sextant.studies.solve import Part
+
+PATH = "model.engram_fraction"
+#: What follows from the fraction, and cannot be an axis or a solved field beside it.
+FOLLOWS = ("model.n_routed_experts", "model.engram_rows")
+
+
+def problems(entries: Mapping[str, Entry]) -> list[Problem]:
+    """What is wrong beside the fraction: fields that follow from it and are swept or solved."""
+    if not {PATH, f"axes.{PATH}"} & set(entries):
+        return []
+    keys = [f"{block}.{path}" for block in ("axes", "solve") for path in FOLLOWS]
+    message = f"follows from {PATH}; remove one of the two"
+    return [entries[key].problem(message, value=False) for key in keys if key in entries and entries[key].raw != OFF]
+
+
+def first(scenario: Scenario, entries: Mapping[str, Entry]) -> Scenario:
+    """``scenario`` of one point with what its fraction decides; InputError at the fraction's place in the file."""
+    try:
+        return replace(scenario, model=allocation.allocated(scenario.model))
+    except InputError as error:
+        place = entries.get(f"axes.{PATH}", entries.get(PATH))
+        if place is None:
+            raise
+        told = [p.message.removeprefix(f"{PATH}: ") for p in error.problems]
+        raise InputError(*(place.problem(message, value=False) for message in told)) from None
+
+
+def parts(part: Part) -> Iterator[Part]:
+    """``part`` with what the fraction decides, and columns that say it; points with a fraction of 0 come apart."""
+    fraction = getattr(part.scenario.model, "engram_fraction", None)
+    if fraction is None or part.missed:
+        yield part
+        return
+    n = len(part.index)
+    none = np.broadcast_to(np.asarray(fraction) == 0, (n,))
+    for at in (np.flatnonzero(none), np.flatnonzero(~none)):
+        if len(at):
+            yield _allocated(part if len(at) == n else _taken(part, at))
+
+
+def _taken(part: Part, at: np.ndarray) -> Part:
+    columns = {name: values[at] for name, values in part.columns.items()}
+    records = {top: paths.take(getattr(part.scenario, top), at) for top in ("model", "cluster", "plan", "load")}
+    return replace(part, index=part.index[at], scenario=replace(part.scenario, **records), columns=columns)
+
+
+def _allocated(part: Part) -> Part:
+    given = allocation.budget(part.scenario.model)
+    model = allocation.allocated(part.scenario.model, given)
+    told = {
+        "n_routed_experts": model.n_routed_experts,
+        "engram_rows": model.engram_rows if model.engram_layers else 0.0,
+        "leftover_parameters": allocation.leftover_parameters(model, given),
+    }
+    n = len(part.index)
+    columns = {name: np.broadcast_to(np.asarray(value, dtype=float), (n,)) for name, value in told.items()}
+    return replace(part, scenario=replace(part.scenario, model=model), columns={**part.columns, **columns})
