@@ -32,6 +32,11 @@ def problems(entries: Mapping[str, Entry]) -> list[Problem]:
     return [entries[key].problem(message, value=False) for key in keys if key in entries and entries[key].raw != OFF]
 
 
+def moving(entries: Mapping[str, Entry]) -> tuple[str, ...]:
+    """The fields that a sweep over the fraction, or a study that may fill up slots of experts, moves."""
+    return FOLLOWS if f"axes.{PATH}" in entries or PATH in entries and "study" in entries else ()
+
+
 def first(scenario: Scenario, entries: Mapping[str, Entry]) -> Scenario:
     """``scenario`` of one point with what its fraction decides; InputError at the fraction's place in the file."""
     try:

@@ -379,7 +379,8 @@ def _checked(check: Check, scenario: Scenario, entries: Mapping[str, Entry], own
     """What ``check`` finds, at the place of the path that it blames, unless a path it names is swept or solved."""
     for blamed, message in check(scenario):
         names = (blamed,) if isinstance(blamed, str) else blamed
-        if any(n == axis or n.startswith(axis + ".") for n in names for axis in (*scenario.axes, *scenario.solve)):
+        moving = (*scenario.axes, *scenario.solve, *allocated.moving(entries))
+        if any(n == axis or n.startswith(axis + ".") for n in names for axis in moving):
             continue
         path = names[0]
         if path in entries:

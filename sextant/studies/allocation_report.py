@@ -1,0 +1,2 @@
+def text(a): return ""
+def figures(a): return {}
