@@ -23,9 +23,14 @@ PATH = "model.engram_fraction"
 FOLLOWS = ("model.n_routed_experts", "model.engram_rows")
 
 
+def given(entries: Mapping[str, Entry]) -> bool:
+    """Whether a question says anything of the fraction."""
+    return PATH in entries or f"axes.{PATH}" in entries
+
+
 def problems(entries: Mapping[str, Entry]) -> list[Problem]:
     """What is wrong beside the fraction: fields that follow from it and are swept or solved."""
-    if not {PATH, f"axes.{PATH}"} & set(entries):
+    if not given(entries):
         return []
     keys = [f"{block}.{path}" for block in ("axes", "solve") for path in FOLLOWS]
     message = f"follows from {PATH}; remove one of the two"
@@ -78,4 +83,9 @@ def _allocated(part: Part) -> Part:
     }
     n = len(part.index)
     columns = {name: np.broadcast_to(np.asarray(value, dtype=float), (n,)) for name, value in told.items()}
-    return replace(part, scenario=replace(part.scenario, model=model), columns={**part.columns, **columns})
+    plan = part.scenario.plan
+    if not model.engram_layers:  # no tables lie anywhere
+        placement = {name: tier for name, tier in plan.placement.items() if name != "engram"}
+        plan = replace(plan, placement=placement, prefetch="none")
+    scenario = replace(part.scenario, model=model, plan=plan)
+    return replace(part, scenario=scenario, columns={**part.columns, **columns})

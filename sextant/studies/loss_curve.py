@@ -62,8 +62,8 @@ class Curves:
         tables = 1.0 - share if tables is None else np.atleast_1d(np.asarray(tables, dtype=float))
         p = {name: values[:, None] for name, values in self.parameters.items()}
         experts, memory = _TERMS[self.form]
-        there = p["a"] * experts(share, p) + p["b"] * memory(tables, p)
-        return there - p["a"] * experts(np.ones(1), p) - p["b"] * memory(np.zeros(1), p)
+        moved = experts(share, p) - experts(np.ones(1), p)
+        return p["a"] * moved + p["b"] * (memory(tables, p) - memory(np.zeros(1), p))
 
     def best(self) -> Array:
         """The share of least loss of each sample, shape (n_samples,)."""
@@ -185,4 +185,61 @@ def notes(share: Array) -> list[str]:
     ]
     if np.any(share < AS_GOOD_AS_PURE - 0.01):
         found.append("loss_change below 40% in experts lies outside all that is published")
+    return found
+
+
+#: The 3B model of the paper's s6.2 (568 M activated, 100 B tokens): its loss without tables and with 1.6 B parameters of
+#: them, and how many slots these are. A slot is what one token reads of one layer: 1e7 slots are 13 B parameters.
+PLAIN_LOSS, TABLE_LOSS, TABLE_SLOTS = 1.808, 1.768, 1.6e9 / 1280.0
+#: Slots between which the paper found its law of memory log-linear (s3.2).
+LAW_SLOTS = (2.58e5, 1.0e7)
+#: Sparse parameters of the budget of 6e20 FLOPs, in slots.
+BUDGET_SLOTS = (9.9e9 - 993e6) / 1280.0
+
+
+def memory_law(slots: Array, seed: int = 0) -> Band:
+    """Loss of the 3B model with tables of ``slots`` rows over all layers, shape (n_points,).
+
+    Its two published losses and the bend that the U of the larger budget has in ``logarithms``; the paper prints no
+    slope. The law is then log-linear as far as slots are many beside the bend.
+    """
+    bend = curves("logarithms", seed).parameters["k"][:, None] * BUDGET_SLOTS
+    gain = np.log1p(np.atleast_1d(slots) / bend) / np.log1p(TABLE_SLOTS / bend)
+    low, middle, high = np.percentile(PLAIN_LOSS - (PLAIN_LOSS - TABLE_LOSS) * gain, [5.0, 50.0, 95.0], axis=0)
+    return Band(middle=middle, low=low, high=high, forms={"logarithms": middle})
+
+
+#: Losses that nothing here is fitted to (Engram paper Table 1), 262 B tokens each.
+MOE_27B_LOSS, ENGRAM_27B_LOSS, ENGRAM_40B_LOSS = 1.634, 1.622, 1.610
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A published loss beside what the curve makes of it, given the published loss of MoE-27B."""
+
+    name: str
+    predicted: float
+    low: float
+    high: float
+    published: float
+
+    @property
+    def error(self) -> float:
+        """Predicted less published."""
+        return self.predicted - self.published
+
+
+def checks(shares: Mapping[str, tuple[float, float]], seed: int = 0) -> list[Check]:
+    """The published losses of Engram-27B and -40B beside those that follow from MoE-27B's and the curve.
+
+    ``shares`` has the experts and tables of each, as shares of MoE-27B's sparse parameters. Only differences are
+    predicted: the level of MoE-27B is another budget's, of which the paper says nothing that could be carried over.
+    """
+    published = {"engram-27b": ENGRAM_27B_LOSS, "engram-40b": ENGRAM_40B_LOSS}
+    found = []
+    for name, (experts, tables) in shares.items():
+        each = band(np.array([experts]), np.array([tables]), seed)
+        ends = (MOE_27B_LOSS + float(x[0]) for x in (each.middle, each.low, each.high))
+        predicted, low, high = ends
+        found.append(Check(name=name, predicted=predicted, low=low, high=high, published=published[name]))
     return found

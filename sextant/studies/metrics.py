@@ -78,13 +78,41 @@ _MEMORY = (
     Metric(name="hbm_free_bytes", label="HBM free", unit="bytes", headline=False),
     Metric(name="host_bytes", label="host memory used", unit="bytes", headline=False),
 )
+#: The allocation study: the model, its loss, and what each phase says under its name.
+_ALLOCATION = (
+    Metric(name="rho", label="rho", percent=True, headline=False),
+    Metric(name="n_routed_experts", label="experts", headline=False),
+    Metric(name="engram_rows", label="rows of the smallest table", headline=False),
+    Metric(name="leftover_parameters", label="parameters not used", headline=False),
+    Metric(name="activated_backbone_parameters", label="activated, without vocabulary", headline=False),
+    Metric(name="loss_change", label="loss against rho = 1", headline=False),
+    Metric(name="loss_change_low", label="loss against rho = 1, low", headline=False),
+    Metric(name="loss_change_high", label="loss against rho = 1, high", headline=False),
+    *(
+        Metric(name=f"{phase}_{name}", label=f"{phase}: {label}", unit=unit, headline=False)
+        for phase, (own, money, tokens) in {
+            "training": (("step_time_s", "step"), "usd_per_trillion_tokens", "trillion"),
+            "decode": (("tpot_s", "time per output token"), "usd_per_million_tokens", "million"),
+            "prefill": (("ttft_s", "time to first token"), "usd_per_million_tokens", "million"),
+        }.items()
+        for name, label, unit in (
+            (*own, "s"), (money, f"USD per {tokens} tokens", "usd"), ("tokens_per_s_per_device", "tokens/s per GPU", ""),
+            ("hbm_bytes", "HBM", "bytes"), ("host_bytes", "host memory", "bytes"), ("optimizer_s", "optimizer", "s"),
+            ("exposed_comm_s", "exposed communication", "s"), ("exposed_fetch_s", "exposed fetches", "s"),
+            ("expert_rows", "rows to and from experts, per token", ""),
+            ("expert_exchange_bytes", "bytes to and from experts, per token", "bytes"),
+            ("engram_rows_sent", "table rows sent, per token", ""),
+            ("engram_exchange_bytes", "bytes of table rows, per token", "bytes"),
+        )
+    ),
+)  # fmt: skip
 #: What tells the points of a sweep apart, where the scenario has no objectives.
 _COMPARED = (
     "step_time_s", "tpot_s", "ttft_s", "image_time_s", "image_tokens", "images_per_s_per_device", "mfu_causal",
     "tokens_per_day", "tokens_per_s_per_device", "usd_per_trillion_tokens", "usd_per_million_tokens",
     "usd_per_thousand_images", "hbm_bytes",
 )  # fmt: skip
-METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY)}
+METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY, *_ALLOCATION)}
 
 
 #: From ten hours on, hours say more than seconds.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sextant.simulator import paths, units
+from sextant.studies import allocated
 from sextant.studies.equations import equation, figure
 from sextant.studies.fields import find
 from sextant.studies.layers import BASED, BLOCKS
@@ -64,7 +65,8 @@ def canonical(question: Question) -> str:
     """
     scenario = question.scenario
     names = base_names(question.entries, {p: v[0] for p, v in scenario.axes.items()})
-    asked = question.at({}) if scenario.solve else scenario  # solved fields as the file sets them
+    # Fields that are solved, or follow from a fraction, as the file sets them.
+    asked = question.at({}) if scenario.solve or allocated.PATH in question.entries else scenario
     lines = [f"name: {_flow(scenario.name)}"]
     if question.description:
         lines.append(f"description: {_flow(question.description)}")
@@ -94,6 +96,10 @@ def _leaf(question: Question, top: str, path: str, value: Any, names: Mapping[st
         swept = question.scenario.axes[full]
         return Leaf(full, swept, _text(full, swept, dimension), entries[f"axes.{full}"].place)
     text = _text(full, value, dimension)
+    if full == allocated.PATH and full in entries:  # nothing is left of it in a model that it has shaped
+        return Leaf(full, entries[full].raw, str(entries[full].raw), entries[full].place)
+    if full in allocated.FOLLOWS and allocated.given(entries):
+        return Leaf(full, value, text, f"follows from {allocated.PATH}")
     if full in question.scenario.solve:
         return Leaf(full, value, text, _solved(question, full))
     if full in entries:
