@@ -39,7 +39,7 @@ def problems(entries: Mapping[str, Entry]) -> list[Problem]:
 
 def moving(entries: Mapping[str, Entry]) -> tuple[str, ...]:
     """The fields that a sweep over the fraction, or a study that may fill up slots of experts, moves."""
-    return FOLLOWS if f"axes.{PATH}" in entries or PATH in entries and "study" in entries else ()
+    return FOLLOWS if f"axes.{PATH}" in entries or (PATH in entries and "study" in entries) else ()
 
 
 def first(scenario: Scenario, entries: Mapping[str, Entry]) -> Scenario:

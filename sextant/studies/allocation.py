@@ -64,7 +64,7 @@ def answer(asked: Question, progress: Callable[[int], None]) -> Result:
 
 
 def phases(asked: Question) -> dict[str, Question]:
-    """The scenario by its phase, and its variants by theirs; of two with one phase the variant is called by its name."""
+    """The scenario by its phase, its variants by theirs; of two with one phase the second one by its own name."""
     found = {asked.scenario.load.phase: replace(asked, study="")}
     for name, variant in asked.variants.items():
         phase = variant.scenario.load.phase
@@ -146,4 +146,6 @@ STUDY = Study(
     columns=("rho", "loss_change", "training_step_time_s", "decode_tpot_s", "prefill_ttft_s"),
     figures=allocation_report.figures,
     text=allocation_report.text,
+    judged=allocation_report.judged,
+    fitted="four statements at 6e20 FLOPs",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,7 +94,9 @@ def text(answer: Answer) -> str:
         nothing = list(dict.fromkeys(reason for i in alike[0].points for reason in result.limits[i]))[:3]
         body = tables.rendered(table) if rows else "\n".join(f"infeasible: {plain(reason)}" for reason in nothing)
         lines += ["", _together(alike), body]
-    notes = [f"at equal cost: least loss at no more than what rho = 1 costs; cheapest: within {NEAR:g} of the least loss"]
+    notes = [
+        f"at equal cost: least loss at no more than what rho = 1 costs; cheapest: within {NEAR:g} of the least loss"
+    ]
     return "\n".join([*lines, "", *(line for note in (*notes, *_notes()) for line in tables.wrapped(note))])
 
 
@@ -144,12 +146,18 @@ def _notes() -> list[str]:
     found = []
     for check in loss_curve.checks(shares()):
         found.append(
-            f"check, not fitted: {check.name} from MoE-27B's {loss_curve.MOE_27B_LOSS}: {check.predicted:.4f} "
-            f"({check.low:.4f} .. {check.high:.4f}), published {check.published:.3f}, {check.error:+.4f}"
+            f"not fitted: {check.name.replace('_', '-')} against MoE-27B {check.predicted:.4f} "
+            f"({check.low:.4f} .. {check.high:.4f}), published {check.published:.3f}, off by {check.error:+.4f}"
         )
-    found.append("loss: change against rho = 1 at equal parameters; its level at another budget cannot be known from "
-                 "what is published, nor can the scatter between training runs")  # fmt: skip
+    found.append("loss: against rho = 1 at equal parameters; its level at another budget cannot be known from what is "
+                 "published, nor can the scatter between training runs")  # fmt: skip
     return found
+
+
+def judged(answer: Answer) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """The published losses that the curve is judged by, whatever was asked."""
+    found = loss_curve.checks(shares(), answer.question.scenario.seed)
+    return {f"engram_loss.{c.name}": {"loss_change": (c.predicted, c.low, c.high)} for c in found}
 
 
 def shares() -> dict[str, tuple[float, float]]:
@@ -160,9 +168,11 @@ def shares() -> dict[str, tuple[float, float]]:
 
     whole = sparse_parameters(model("moe-27b"))
     found = {}
-    for name in ("engram-27b", "engram-40b"):
-        tables = len(model(name).engram_layers) * engram.table_parameters(model(name))
-        found[name] = (float((sparse_parameters(model(name)) - tables) / whole), float(tables / whole))
+    for name in ("engram_27b", "engram_40b"):
+        each = model(name.replace("_", "-"))
+        experts = sparse_parameters(replace(each, engram_layers=()))
+        tables = len(each.engram_layers) * engram.table_parameters(each)
+        found[name] = (float(experts / whole), float(tables / whole))
     return found
 
 

@@ -1,12 +1,12 @@
 """Validation loss over the share rho of sparse parameters in experts, from what the Engram paper says of it.
 
-The paper prints two losses and two sentences (arXiv:2601.07372 s3.1), and its figure is an image: 1.7248 at rho = 1 and
-1.7109 near 80% at 6e20 FLOPs; in both budgets the best share is 75 to 80%, and 40% about as good as 100%. A curve has as
-many unknowns as these are statements. Nothing says which curve it is, so three forms stand side by side, and what each
+The paper prints two losses and two sentences (arXiv:2601.07372 s3.1); its figure is an image. They are 1.7248 at
+rho = 1 and 1.7109 near 80% at 6e20 FLOPs; in both budgets the best share is 75 to 80%, and 40% about as good as 100%.
+Four statements give four unknowns. Nothing says which curve it is, so three forms stand side by side, and what each
 statement leaves open is sampled; the band is what all of them allow:
 
-``logarithms``  - a ln(experts) - b ln(1 + tables / k): the paper's law of memory, log-linear in slots (s3.2), as it must
-                bend where tables are small; experts by the same law.
+``logarithms``  - a ln(experts) - b ln(1 + tables / k): the paper's law of memory, log-linear in slots (s3.2), bent as
+                it must be where tables are small; experts by the same law.
 ``powers``      a experts^-alpha - b tables^k, a power law each; alpha is not published, and sampled.
 ``cubic``       around the best share, without a mechanism: what smoothness alone says. A parabola is no form: it
                 cannot be as high at 40% as at 100% with its lowest point at 75 to 80%.
@@ -22,6 +22,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sextant.validate import published
 
 Array = NDArray[np.float64]
 
@@ -188,8 +190,8 @@ def notes(share: Array) -> list[str]:
     return found
 
 
-#: The 3B model of the paper's s6.2 (568 M activated, 100 B tokens): its loss without tables and with 1.6 B parameters of
-#: them, and how many slots these are. A slot is what one token reads of one layer: 1e7 slots are 13 B parameters.
+#: The 3B model of the paper's s6.2 (568 M activated, 100 B tokens): its loss without tables and with 1.6 B parameters
+#: of them, and how many slots these are. A slot has 1,280 elements: 1e7 slots are 13 B parameters.
 PLAIN_LOSS, TABLE_LOSS, TABLE_SLOTS = 1.808, 1.768, 1.6e9 / 1280.0
 #: Slots between which the paper found its law of memory log-linear (s3.2).
 LAW_SLOTS = (2.58e5, 1.0e7)
@@ -205,17 +207,14 @@ def memory_law(slots: Array, seed: int = 0) -> Band:
     """
     bend = curves("logarithms", seed).parameters["k"][:, None] * BUDGET_SLOTS
     gain = np.log1p(np.atleast_1d(slots) / bend) / np.log1p(TABLE_SLOTS / bend)
-    low, middle, high = np.percentile(PLAIN_LOSS - (PLAIN_LOSS - TABLE_LOSS) * gain, [5.0, 50.0, 95.0], axis=0)
+    losses = PLAIN_LOSS - (PLAIN_LOSS - TABLE_LOSS) * gain
+    low, middle, high = np.percentile(losses, [PERCENTILES[0], 50.0, PERCENTILES[1]], axis=0)
     return Band(middle=middle, low=low, high=high, forms={"logarithms": middle})
-
-
-#: Losses that nothing here is fitted to (Engram paper Table 1), 262 B tokens each.
-MOE_27B_LOSS, ENGRAM_27B_LOSS, ENGRAM_40B_LOSS = 1.634, 1.622, 1.610
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A published loss beside what the curve makes of it, given the published loss of MoE-27B."""
+    """The published change of a loss against MoE-27B's, and what the curve makes of it."""
 
     name: str
     predicted: float
@@ -230,16 +229,15 @@ class Check:
 
 
 def checks(shares: Mapping[str, tuple[float, float]], seed: int = 0) -> list[Check]:
-    """The published losses of Engram-27B and -40B beside those that follow from MoE-27B's and the curve.
+    """Engram-27B and -40B beside MoE-27B (Engram paper Table 1), to which nothing here is fitted.
 
-    ``shares`` has the experts and tables of each, as shares of MoE-27B's sparse parameters. Only differences are
-    predicted: the level of MoE-27B is another budget's, of which the paper says nothing that could be carried over.
+    ``shares`` has the experts and tables of each, by the last part of a published group's name, as shares of MoE-27B's
+    sparse parameters. Differences are all that can be predicted: the level of MoE-27B is another budget's.
     """
-    published = {"engram-27b": ENGRAM_27B_LOSS, "engram-40b": ENGRAM_40B_LOSS}
     found = []
     for name, (experts, tables) in shares.items():
         each = band(np.array([experts]), np.array([tables]), seed)
-        ends = (MOE_27B_LOSS + float(x[0]) for x in (each.middle, each.low, each.high))
-        predicted, low, high = ends
-        found.append(Check(name=name, predicted=predicted, low=low, high=high, published=published[name]))
+        predicted, low, high = (float(x[0]) for x in (each.middle, each.low, each.high))
+        (figure,) = (f for f in published.figures(f"engram_loss.{name}") if f.metric == "loss_change")
+        found.append(Check(name=name, predicted=predicted, low=low, high=high, published=figure.value))
     return found

@@ -96,7 +96,8 @@ _ALLOCATION = (
             "prefill": (("ttft_s", "time to first token"), "usd_per_million_tokens", "million"),
         }.items()
         for name, label, unit in (
-            (*own, "s"), (money, f"USD per {tokens} tokens", "usd"), ("tokens_per_s_per_device", "tokens/s per GPU", ""),
+            (*own, "s"), (money, f"USD per {tokens} tokens", "usd"),
+            ("tokens_per_s_per_device", "tokens/s per GPU", ""),
             ("hbm_bytes", "HBM", "bytes"), ("host_bytes", "host memory", "bytes"), ("optimizer_s", "optimizer", "s"),
             ("exposed_comm_s", "exposed communication", "s"), ("exposed_fetch_s", "exposed fetches", "s"),
             ("expert_rows", "rows to and from experts, per token", ""),

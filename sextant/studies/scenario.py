@@ -13,8 +13,8 @@ from typing import Any
 from sextant.simulator import paths, units
 from sextant.simulator.errors import InputError, Problem, nearest
 from sextant.simulator.types import Load, Plan, Scenario
-from sextant.studies import axes as sweep
 from sextant.studies import allocated, search_space, solve
+from sextant.studies import axes as sweep
 from sextant.studies.equations import equations
 from sextant.studies.fields import Field, convert, find, quantity, shown
 from sextant.studies.layers import BASED, BLOCKS, Catalogue, Entry, Layer, collect, split_variant

@@ -38,7 +38,7 @@ class Budget:
 
 
 def rho(model) -> Num:
-    """The experts' share of what experts and tables hold unused, as the paper's Table 5 prints it: 74.3% of Engram-27B."""
+    """The experts' share of what experts and tables hold unused, as Table 5 prints it: 74.3% of Engram-27B."""
     experts = sparse_parameters(replace(model, engram_layers=()))
     tables = len(model.engram_layers) * (engram.table_parameters(model) - model.engram_dim)
     return experts / (experts + tables)

@@ -13,7 +13,7 @@ from sextant.simulator.jitter import Jitter, factors
 from sextant.simulator.partition import balance
 from sextant.simulator.pipeline import ChunkSeconds, finish, simulate
 from sextant.studies import stages
-from sextant.studies.answer import evaluate, question
+from sextant.studies.answer import answer, evaluate, question
 from sextant.studies.search import search
 
 DECODE_POINTS, PLANS = 16_384, 2_000
@@ -184,3 +184,11 @@ def test_recurrence_with_jitter_on_2048_ranks(benchmark):
 def test_reading_a_scenario(benchmark):
     """From the file to a validated question."""
     benchmark(question, "deepseek_v3_h800_training")
+
+
+def test_allocation_study(benchmark):
+    """61 shares of tables, three host bandwidths, three GPUs, each trained, decoding and in prefill; loss and all."""
+    asked = question("engram_allocation_9_9b")
+    result = benchmark(answer, asked)
+    _rate(benchmark, 61 * 3 * 3)
+    assert len(result.feasible) == 61 * 3 * 3
