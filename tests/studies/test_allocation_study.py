@@ -172,9 +172,7 @@ def test_messages_per_token(studied):
     assert np.allclose(columns["training_engram_rows_sent"][tables_in], 2 * 16 * 2 * 63 / 64)
     assert np.all(columns["training_engram_rows_sent"][~tables_in] == 0)
     indices = 2 * 16 * 8 * 63 / 64
-    assert np.allclose(
-        columns["training_engram_exchange_bytes"][tables_in], 2 * 16 * 2 * 63 / 64 * 160 + indices
-    )
+    assert np.allclose(columns["training_engram_exchange_bytes"][tables_in], 2 * 16 * 2 * 63 / 64 * 160 + indices)
     ratio = columns["training_expert_exchange_bytes"] / columns["training_expert_rows"]
     assert np.allclose(ratio, 1440 * 2)
     assert np.ptp(columns["training_expert_rows"]) / columns["training_expert_rows"][0] < 0.03

@@ -106,11 +106,13 @@ def test_more_tables_mean_fewer_experts(name):
     assert np.all(steps <= 0) and np.all(rows >= 0)
     assert np.array_equal(steps < 0, rows > 0)
     # Whole experts are rounded down: rho is less than asked for by up to one of them, and more by what the Engram
-    # modules take from the tables.
+    # modules take from the tables, and by primes, whose least stands for all of them.
     short = (1.0 - FRACTIONS[1:]) - allocation.rho(found)
     spare = allocation.budget(model(name)).experts - found.num_experts_per_tok
-    modules = len(found.engram_layers) * engram.gate_parameters(found)
-    assert np.all(short < 1.0 / spare) and np.all(short > -modules / (sparse_parameters(at(name, 0.0)) - modules))
+    layers = len(found.engram_layers)
+    taken = layers * (engram.gate_parameters(found) + found.engram_dim - engram.table_parameters(found))
+    taken = taken + allocation.prime_parameters(found)
+    assert np.all(short < 1.0 / spare) and np.all(short > -taken / (sparse_parameters(at(name, 0.0)) - taken))
 
 
 def test_arrays_are_their_elements():
