@@ -13,6 +13,7 @@ from sextant.simulator.errors import InputError, Problem
 from sextant.simulator.types import Scenario
 from sextant.studies.equations import OFF
 from sextant.workloads import allocation
+from sextant.workloads.transformer import Transformer
 
 if TYPE_CHECKING:
     from sextant.studies.layers import Entry
@@ -44,6 +45,8 @@ def moving(entries: Mapping[str, Entry]) -> tuple[str, ...]:
 
 def first(scenario: Scenario, entries: Mapping[str, Entry]) -> Scenario:
     """``scenario`` of one point with what its fraction decides; InputError at the fraction's place in the file."""
+    if not isinstance(scenario.model, Transformer):  # another record with fields of its own
+        return scenario
     try:
         return replace(scenario, model=allocation.allocated(scenario.model))
     except InputError as error:
@@ -56,7 +59,8 @@ def first(scenario: Scenario, entries: Mapping[str, Entry]) -> Scenario:
 
 def parts(part: Part) -> Iterator[Part]:
     """``part`` with what the fraction decides, and columns that say it; points with a fraction of 0 come apart."""
-    fraction = getattr(part.scenario.model, "engram_fraction", None)
+    model = part.scenario.model
+    fraction = model.engram_fraction if isinstance(model, Transformer) else None
     if fraction is None or part.missed:
         yield part
         return

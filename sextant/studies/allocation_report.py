@@ -157,7 +157,7 @@ def _notes() -> list[str]:
 def judged(answer: Answer) -> dict[str, dict[str, tuple[float, float, float]]]:
     """The published losses that the curve is judged by, whatever was asked."""
     found = loss_curve.checks(shares(), answer.question.scenario.seed)
-    return {f"engram_loss.{c.name}": {"loss_change": (c.predicted, c.low, c.high)} for c in found}
+    return {f"engram_loss.{c.name}": {"saved_loss": (-c.predicted, -c.high, -c.low)} for c in found}
 
 
 def shares() -> dict[str, tuple[float, float]]:

@@ -238,6 +238,6 @@ def checks(shares: Mapping[str, tuple[float, float]], seed: int = 0) -> list[Che
     for name, (experts, tables) in shares.items():
         each = band(np.array([experts]), np.array([tables]), seed)
         predicted, low, high = (float(x[0]) for x in (each.middle, each.low, each.high))
-        (figure,) = (f for f in published.figures(f"engram_loss.{name}") if f.metric == "loss_change")
-        found.append(Check(name=name, predicted=predicted, low=low, high=high, published=figure.value))
+        (figure,) = (f for f in published.figures(f"engram_loss.{name}") if f.metric == "saved_loss")
+        found.append(Check(name=name, predicted=predicted, low=low, high=high, published=-figure.value))
     return found

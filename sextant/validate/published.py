@@ -44,7 +44,7 @@ METRICS: Mapping[str, str] = {
          "n_endpoints", "n_switches", "n_links", "usd_per_endpoint", "gpu_hours", "gpu_hours_per_trillion_tokens",
          "training_flops_per_token", "kv_bytes_per_token", "tokens_per_day", "tokens_per_s", "tokens_per_s_per_node",
          "tokens_per_s_per_device", "tokens_per_s_per_user", "mfu_causal", "mfu_noncausal", "time_overhead",
-         "throughput_loss", "validation_loss", "loss_change", "mtp_acceptance", "mtp_speedup"), ""),
+         "throughput_loss", "validation_loss", "saved_loss", "mtp_acceptance", "mtp_speedup"), ""),
 }  # fmt: skip
 
 

@@ -75,14 +75,14 @@ def test_nothing_is_fitted_to_the_losses_that_judge(monkeypatch):
     monkeypatch.setattr(published, "figures", other)
     after = loss_curve.checks(shares)
     assert [c.predicted for c in before] == [c.predicted for c in after]
-    assert [c.published for c in before] == [-0.012, -0.024] and [c.published for c in after] == [3.0, 3.0]
+    assert [c.published for c in before] == [-0.012, -0.024] and [c.published for c in after] == [-3.0, -3.0]
     assert loss_curve.band(np.array([0.6])).low == band.low
 
 
 def test_the_changes_that_judge_are_differences_of_published_losses():
     losses = {f.id.split(".")[1]: f.value for f in published.figures("engram_loss") if f.metric == "validation_loss"}
-    for change in (f for f in published.figures("engram_loss") if f.metric == "loss_change"):
-        assert change.value == pytest.approx(losses[change.id.split(".")[1]] - losses["moe_27b"])
+    for change in (f for f in published.figures("engram_loss") if f.metric == "saved_loss"):
+        assert change.value == pytest.approx(losses["moe_27b"] - losses[change.id.split(".")[1]])
 
 
 def test_how_far_the_larger_models_are_off():

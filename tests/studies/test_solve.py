@@ -196,7 +196,7 @@ axes:
 solve: {model.n_routed_experts: {n_parameters: base, multiple_of: 8}}
 """
     question = asked(text, phase="training")
-    assert "model.n_routed_experts" in answering.structural(question.scenario)
+    assert "model.moe_intermediate_size" in answering.structural(question.scenario)
     for part in found(question):
         assert np.ndim(part.scenario.model.n_routed_experts) == 0
 
