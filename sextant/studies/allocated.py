@@ -10,7 +10,7 @@ import numpy as np
 
 from sextant.simulator import paths
 from sextant.simulator.errors import InputError, Problem
-from sextant.simulator.types import Scenario
+from sextant.simulator.types import Plan, Scenario
 from sextant.studies.equations import OFF
 from sextant.workloads import allocation
 from sextant.workloads.transformer import Transformer
@@ -88,8 +88,12 @@ def _allocated(part: Part) -> Part:
     n = len(part.index)
     columns = {name: np.broadcast_to(np.asarray(value, dtype=float), (n,)) for name, value in told.items()}
     plan = part.scenario.plan
-    if not model.engram_layers:  # no tables lie anywhere
-        placement = {name: tier for name, tier in plan.placement.items() if name != "engram"}
-        plan = replace(plan, placement=placement, prefetch="none")
+    plan = plan if model.engram_layers else without_tables(plan)
     scenario = replace(part.scenario, model=model, plan=plan)
     return replace(part, scenario=scenario, columns={**part.columns, **columns})
+
+
+def without_tables(plan: Plan) -> Plan:
+    """``plan`` of a model that has no tables: they lie nowhere, and nothing fetches them."""
+    placement = {name: tier for name, tier in plan.placement.items() if name != "engram"}
+    return replace(plan, placement=placement, prefetch="none")

@@ -6,7 +6,7 @@ phases of the scenario: its own and those of its ``variants``. Every phase sees 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from sextant.simulator.kernels import BYTES
 from sextant.simulator.result import join
 from sextant.simulator.types import Num, Op, Result, Scenario
-from sextant.studies import allocation_report, loss_curve, solve
+from sextant.studies import allocation_report, architecture_report, loss_curve, solve
 from sextant.studies import answer as answering
 from sextant.studies.scenario import Question
 from sextant.studies.study import Study
@@ -37,13 +37,22 @@ TOLD = {
 }  # fmt: skip
 
 
-def answer(asked: Question, progress: Callable[[int], None]) -> Result:
+Parts = Callable[[Question], Iterator[solve.Part]]
+
+
+def _parts(question: Question) -> Iterator[solve.Part]:
+    yield from solve.parts(question, answering.structural(question.scenario))
+
+
+def answer(asked: Question, progress: Callable[[int], None], parts: Parts = _parts) -> Result:
     """The result of every point: the model and its loss, then each phase; ``step_time_s`` is the scenario's own.
+
+    ``parts`` gives the points of a phase in groups, with the models that they mean.
 
     A point is feasible where all its phases are. Slots of experts are filled up with copies to a multiple of
     ``plan.expert``, as a deployment must where the number of experts is what it is.
     """
-    found = {name: _phase(question) for name, question in phases(asked).items()}
+    found = {name: _phase(question, parts) for name, question in phases(asked).items()}
     own = next(iter(found.values()))
     columns = {name: own.columns[name] for name in ("step_time_s", "step_time_low_s", "step_time_high_s")}
     columns.update({name: own.columns[name] for name in _MODEL if name in own.columns})
@@ -72,9 +81,9 @@ def phases(asked: Question) -> dict[str, Question]:
     return found
 
 
-def _phase(question: Question) -> Result:
+def _phase(question: Question, parts: Parts) -> Result:
     results, order = [], []
-    for part in solve.parts(question, answering.structural(question.scenario)):
+    for part in parts(question):
         whole = replace(part, scenario=padded(part.scenario))
         found = solve.answered(whole, answering.evaluate)
         told = {} if whole.missed else {**_model(whole.scenario), **exchanged(whole.scenario)}
@@ -93,7 +102,10 @@ def padded(scenario: Scenario) -> Scenario:
     return replace(scenario, plan=replace(plan, redundant_experts=plan.redundant_experts + missing))
 
 
-_MODEL = ("rho", "n_routed_experts", "engram_rows", "leftover_parameters", "activated_backbone_parameters")
+_MODEL = (
+    "rho", "n_routed_experts", "engram_rows", "leftover_parameters", "activated_backbone_parameters",
+    *architecture_report.VARIED,
+)  # fmt: skip
 
 
 def _model(scenario: Scenario) -> dict[str, Num]:
