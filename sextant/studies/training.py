@@ -156,8 +156,9 @@ def _pipeline(
     if scenario.engine == "event":
         runs = [_simulated(plan, chunks, micro_batches, send_s, i) for i in range(n_points)]
         return {name: np.array([run[name] for run in runs]) for name in runs[0]}
-    if plan.schedule in schedule.VEES:
-        # The mean over many short stages says too little; ZB-V has no closed form where F, B and W differ.
+    if plan.schedule in schedule.VEES or plan.early_sends:
+        # The mean over many short stages says too little; ZB-V has no closed form where F, B and W differ. Nor do
+        # messages that leave early.
         exposed = _mean([_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)])
         return _parts(_average(work), played.ends_s(plan, chunks, micro_batches, send_s, n_points), exposed)
     return _formulas(plan, chunks, stages, work, micro_batches, send_s)

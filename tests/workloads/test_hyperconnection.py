@@ -102,8 +102,9 @@ def test_no_block_length_keeps_much_less(n: int, layers: int) -> None:
 def test_recompute_trades_memory_for_traffic() -> None:
     kept, remade = hyperconnection.kept_bytes(MHC, ()), hyperconnection.kept_bytes(MHC, ("mhc",))
     assert kept == 2 * (4 + 2) * 2560 + 4 * (2 * 24 + 1)
-    # Table 3: the residual once per block of 6, the output, and one block's (n + 2) C spread over 60 sites.
-    assert remade == pytest.approx(2 * 2560 * (4 / 6 + 1 + 6 * 6 / 60) + 4 * (2 * 24 + 1))
+    # Table 3: the residual once per block of 6, and the output; (n + 2) C per site of one block come once.
+    assert remade == pytest.approx(2 * 2560 * (4 / 6 + 1) + 4 * (2 * 24 + 1))
+    assert hyperconnection.block_bytes(MHC) == 2 * (4 + 2) * 2560 * (6 - 2)
     plain, again = site(1e4, MHC, place()), site(1e4, MHC, place(recompute=("mhc",)))
     assert traffic(again, "forward") == traffic(plain, "forward")
     extra = (traffic(again, "backward_input") - traffic(plain, "backward_input")) / 1e4 / 2 / 2560
