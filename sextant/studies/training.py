@@ -164,6 +164,23 @@ def _pipeline(
     return _formulas(plan, chunks, stages, work, micro_batches, send_s)
 
 
+def exposed_sends_s(scenario: Scenario, timed: TimedStep, n_points: int) -> Num:
+    """Seconds that the messages between stages add to the pipeline: it, less one whose messages take no time."""
+    plan, stages = scenario.plan, layout(scenario, timed, n_points)
+    alone = loaded_chunk_times(scenario, timed, stages)
+    micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)
+    if scenario.engine == "event":
+        chunks, ways = blocked(scenario, alone), (waited_s(scenario), 0.0)
+        ends = [[played.point(plan, c, micro_batches, s, i).run().step_s for i in range(n_points)]
+                for c, s in zip((chunks, alone), ways, strict=True)]  # fmt: skip
+    else:
+        ends = [
+            played.ends_s(plan, blocked(scenario, alone), micro_batches, waited_s(scenario), n_points),
+            played.ends_s(plan, alone, micro_batches, 0.0, n_points),
+        ]
+    return np.asarray(ends[0]) - np.asarray(ends[1])
+
+
 def _formulas(
     plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, work: Sequence[Mapping[str, Num]], micro_batches: Num,
     send_s: Num,

@@ -1,0 +1,183 @@
+"""What residual streams (mHC) cost in a training step: every point beside the same plan with one residual.
+
+The plain residual runs the same plan without mHC's recompute. ``time_overhead`` is the step over its step, less one; its
+interval moves the kernels of the streams alone to their ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sextant.simulator import paths
+from sextant.simulator.evaluate import TimedStep
+from sextant.simulator.result import join, result
+from sextant.simulator.schedule import stages_of_ranks
+from sextant.simulator.types import Num, Op, Result, Scenario
+from sextant.studies import solve, training
+from sextant.studies.sends import send_bytes
+from sextant.studies.study import Study
+from sextant.workloads.ops import hyperconnection
+
+if TYPE_CHECKING:
+    from sextant.studies.report import Answer
+    from sextant.studies.scenario import Question
+
+_STREAMS, _RECOMPUTE, _KERNELS = "model.n_streams", "plan.recompute", "plan.hyper_connections"
+
+#: The published group that a point with four fused streams, made again in the backward pass, is beside.
+_GROUP = "mhc.training"
+
+
+def answer(asked: Question, progress: Callable[[int], None]) -> Result:
+    """Metrics of every point with those of its streams, in the order of the design table."""
+    from sextant.studies.answer import structural
+
+    results: list[Result] = []
+    order: list[np.ndarray] = []
+    done = 0
+    # Two streams and more are one structure.
+    for part in solve.parts(asked, structural(asked.scenario) - {_STREAMS}):
+        results.append(solve.answered(part, evaluate))
+        order.append(part.index)
+        done += len(part.index)
+        progress(done)
+    return join(results, order)
+
+
+def evaluate(scenario: Scenario, n_points: int) -> Result:
+    """``answer.evaluate`` of points with any number of streams, and the columns of the study."""
+    one = np.broadcast_to(np.asarray(scenario.model.n_streams) <= 1, (n_points,))
+    if not one.any() or one.all():
+        return _beside_plain(scenario, n_points)
+    index = [np.flatnonzero(~one), np.flatnonzero(one)]
+    return join([_beside_plain(paths.take(scenario, i), len(i)) for i in index], index)
+
+
+def plain(scenario: Scenario) -> Scenario:
+    """The same scenario with one residual and what recompute is left without streams."""
+    kept = tuple(each for each in scenario.plan.recompute if each != "mhc")
+    return replace(
+        scenario, model=replace(scenario.model, n_streams=1.0),
+        plan=replace(scenario.plan, recompute=kept, hyper_connections="fused"),
+    )  # fmt: skip
+
+
+def _beside_plain(scenario: Scenario, n_points: int) -> Result:
+    from sextant.studies import answer as answering
+
+    if np.all(np.asarray(scenario.model.n_streams) <= 1):
+        scenario = plain(scenario)
+    elif np.ptp(np.asarray(scenario.model.n_streams)) == 0:
+        # One number of streams is no sweep.
+        scenario = paths.put(scenario, _STREAMS, float(np.ravel(scenario.model.n_streams)[0]))
+    found = answering.evaluate(scenario, n_points)
+    base = plain(scenario)
+    alone = answering.evaluate(base, n_points if _swept(base) else 1)
+    step, other = found.columns["step_time_s"], np.broadcast_to(alone.columns["step_time_s"], (n_points,))
+    timed = (step > 0) & (other > 0)
+    over = np.where(timed, step / np.where(timed, other, 1.0) - 1.0, 0.0)
+    own = {name: np.zeros(n_points) for name in _OWN}
+    if timed.all():
+        own = {name: np.broadcast_to(value, (n_points,)) for name, value in columns(scenario, n_points).items()}
+    low, high = (np.where(timed, own.pop(f"streams_{end}_s") / np.where(timed, other, 1.0), 0.0) for end in _ENDS)
+    added = {
+        "plain_step_time_s": other, "time_overhead": over,
+        "time_overhead_low": over + low, "time_overhead_high": over + high, **own,
+    }  # fmt: skip
+    full = result(n_points, added, {})
+    return replace(found, columns={**found.columns, **full.columns})
+
+
+_ENDS = ("low", "high")
+_OWN = (
+    "streams_s", "streams_low_s", "streams_high_s", "streams_bytes", "remade_s", "pipeline_bytes", "exposed_pipeline_s",
+)  # fmt: skip
+
+
+def _swept(scenario: Scenario) -> bool:
+    return any(np.ndim(leaf) for leaf in paths.leaves(scenario).values() if isinstance(leaf, np.ndarray))
+
+
+def columns(scenario: Scenario, n_points: int) -> dict[str, Num]:
+    """What streams and messages between stages take of a step on a mean device, per point.
+
+    streams_s, remade_s   seconds of the streams' kernels, and of those that make streams again, norms among them
+    streams_low_s, _high_s  by how much the former differ at the ends of their intervals
+    streams_bytes         HBM bytes of the streams' kernels
+    pipeline_bytes        sent to other stages: activations and gradients
+    exposed_pipeline_s    the step less that with messages that take no time
+    """
+    plan, timed = scenario.plan, training.timed_step(scenario)
+    passes = scenario.load.batch / (plan.data * plan.micro_batch)
+    layers = {part: n / plan.pipeline * passes for part, n in timed.step.layers.items()}
+    seconds = _sum(timed, layers, "seconds", is_stream)
+    size: Num = 0.0
+    for op in training.sharded_step(scenario).ops:
+        if is_stream(op):
+            size = size + layers[op.part] * op.count * op.traffic_bytes["hbm"]
+    return {
+        "streams_s": seconds, "remade_s": _sum(timed, layers, "seconds", lambda op: hyperconnection.is_remade(op.name)),
+        **{f"streams_{end}_s": _sum(timed, layers, end, is_stream) - seconds for end in _ENDS},
+        "streams_bytes": size, "pipeline_bytes": 2.0 * _crossings(scenario) / plan.pipeline * passes
+        * send_bytes(scenario), "exposed_pipeline_s": training.exposed_sends_s(scenario, timed, n_points),
+    }  # fmt: skip
+
+
+def is_stream(op: Op) -> bool:
+    """Whether an operator is mHC's; the layer's own norm is not."""
+    return "streams_" in op.name and "_norm" not in op.name
+
+
+def _sum(timed: TimedStep, layers: Mapping[str, Num], end: str, where: Callable[[Op], bool]) -> Num:
+    """Seconds of a step on a mean device of the operators that ``where`` accepts."""
+    parts = [(layers[part], timed.seconds(end=end, where=lambda op, p=part: op.part == p and where(op))) for part in layers]
+    return sum((n * seconds for n, seconds in parts), 0.0)
+
+
+def _crossings(scenario: Scenario) -> float:
+    """Boundaries between stages of different ranks that a micro-batch passes."""
+    plan = scenario.plan
+    ranks = stages_of_ranks(plan.schedule, int(plan.pipeline), int(plan.virtual_stages))
+    owner: dict[int, int] = {}
+    for rank, stages in enumerate(ranks):
+        for stage in stages:
+            owner.setdefault(stage, rank)
+    if plan.schedule == "dualpipe":  # both ends hold a whole copy; a micro-batch stays in one of them
+        return len(ranks) - 1.0
+    return float(sum(owner[i] != owner[i + 1] for i in range(len(owner) - 1)))
+
+
+def judged(found: Answer) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """The overhead of the first point with four fused streams that are made again."""
+    swept, scenario = found.axis_values(), found.question.scenario
+    for i in range(found.n_points):
+        n, kernels, recompute = (
+            swept[path][i] if path in swept else paths.get(scenario, path) for path in (_STREAMS, _KERNELS, _RECOMPUTE)
+        )
+        if n == 4 and kernels == "fused" and "mhc" in recompute:
+            ends = ("time_overhead", "time_overhead_low", "time_overhead_high")
+            value, low, high = (float(found.result.columns[name][i]) for name in ends)
+            return {_GROUP: {"time_overhead": (value, low, high)}}
+    return {}
+
+
+def figures(found: Answer) -> dict[str, Any]:
+    """Overhead over the number of streams: a plot per machine, a line per way to run them."""
+    from sextant.studies.hyperconnections_figure import overhead
+
+    return {"overhead": overhead(found)}
+
+
+STUDY = Study(
+    about="what residual streams cost in a training step, beside the plain residual", answer=answer,
+    columns=(
+        "step_time_s", "time_overhead", "streams_s", "remade_s", "streams_bytes", "pipeline_bytes",
+        "exposed_pipeline_s", "hbm_bytes",
+    ),
+    figures=figures, judged=judged,
+    fitted="kernel efficiencies, to H100 and H200 kernels; the streams' backward pass is not measured",
+)  # fmt: skip
