@@ -1,12 +1,13 @@
 """What residual streams (mHC) cost in a training step: every point beside the same plan with one residual.
 
-The plain residual runs the same plan without mHC's recompute. ``time_overhead`` is the step over its step, less one; its
+The plain residual runs the same plan without mHC's recompute, the same layers on each stage: layers balanced anew would
+mix what another layout gains into what streams cost. ``time_overhead`` is the step over its step, less one; its
 interval moves the kernels of the streams alone to their ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from sextant.simulator.schedule import stages_of_ranks
 from sextant.simulator.types import Num, Op, Result, Scenario
 from sextant.studies import solve, training
 from sextant.studies.sends import send_bytes
+from sextant.studies.stages import Layouts, Stages, layout
 from sextant.studies.study import Study
 from sextant.workloads.ops import hyperconnection
 
@@ -75,14 +77,15 @@ def _beside_plain(scenario: Scenario, n_points: int) -> Result:
         # One number of streams is no sweep.
         scenario = paths.put(scenario, _STREAMS, float(np.ravel(scenario.model.n_streams)[0]))
     found = answering.evaluate(scenario, n_points)
-    base = plain(scenario)
-    alone = answering.evaluate(base, n_points if _swept(base) else 1)
-    step, other = found.columns["step_time_s"], np.broadcast_to(alone.columns["step_time_s"], (n_points,))
+    step, other, own = found.columns["step_time_s"], np.zeros(n_points), dict.fromkeys(_OWN, np.zeros(n_points))
+    if (step > 0).all():
+        timed_step = training.timed_step(scenario)
+        own = {n: np.broadcast_to(x, (n_points,)) for n, x in columns(scenario, timed_step, n_points).items()}
+        for index, laid in _laid(plain(scenario), layout(scenario, timed_step, n_points), n_points):
+            one = len(index) if _swept(laid) else 1
+            other[index] = answering.evaluate(paths.take(laid, index), one).columns["step_time_s"]
     timed = (step > 0) & (other > 0)
     over = np.where(timed, step / np.where(timed, other, 1.0) - 1.0, 0.0)
-    own = {name: np.zeros(n_points) for name in _OWN}
-    if timed.all():
-        own = {name: np.broadcast_to(value, (n_points,)) for name, value in columns(scenario, n_points).items()}
     low, high = (np.where(timed, own.pop(f"streams_{end}_s") / np.where(timed, other, 1.0), 0.0) for end in _ENDS)
     added = {
         "plain_step_time_s": other, "time_overhead": over,
@@ -90,6 +93,17 @@ def _beside_plain(scenario: Scenario, n_points: int) -> Result:
     }  # fmt: skip
     full = result(n_points, added, {})
     return replace(found, columns={**found.columns, **full.columns})
+
+
+def _laid(
+    scenario: Scenario, stages: Stages | Layouts, n_points: int
+) -> Iterator[tuple[np.ndarray, Scenario]]:
+    """``scenario`` with the layers on the stages that ``stages`` says, for all points that it says the same of."""
+    choices = (stages,) if isinstance(stages, Stages) else stages.choices
+    which = np.zeros(n_points, dtype=np.intp) if isinstance(stages, Stages) else stages.which
+    for i, choice in enumerate(choices):
+        held = tuple(float(sum(part.endswith("layer") for part in chunk)) for chunk in choice.chunks)
+        yield np.flatnonzero(which == i), replace(scenario, plan=replace(scenario.plan, layers_per_stage=held))
 
 
 _ENDS = ("low", "high")
@@ -102,7 +116,7 @@ def _swept(scenario: Scenario) -> bool:
     return any(np.ndim(leaf) for leaf in paths.leaves(scenario).values() if isinstance(leaf, np.ndarray))
 
 
-def columns(scenario: Scenario, n_points: int) -> dict[str, Num]:
+def columns(scenario: Scenario, timed: TimedStep, n_points: int) -> dict[str, Num]:
     """What streams and messages between stages take of a step on a mean device, per point.
 
     streams_s, remade_s   seconds of the streams' kernels, and of those that make streams again, norms among them
@@ -111,7 +125,7 @@ def columns(scenario: Scenario, n_points: int) -> dict[str, Num]:
     pipeline_bytes        sent to other stages: activations and gradients
     exposed_pipeline_s    the step less that with messages that take no time
     """
-    plan, timed = scenario.plan, training.timed_step(scenario)
+    plan = scenario.plan
     passes = scenario.load.batch / (plan.data * plan.micro_batch)
     layers = {part: n / plan.pipeline * passes for part, n in timed.step.layers.items()}
     seconds = _sum(timed, layers, "seconds", is_stream)

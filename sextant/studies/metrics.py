@@ -60,7 +60,7 @@ _SERVING = (
         name="usd_per_million_tokens", label="USD per million tokens", unit="usd", unless=("usd_per_trillion_tokens",)
     ),
     Metric(name="fetch_s", label="rows fetched from host", unit="s"),
-    Metric(name="exposed_fetch_s", label="of that exposed", unit="s"),
+    Metric(name="exposed_fetch_s", label="exposed", unit="s"),
     Metric(name="image_tokens", label="visual tokens per image"),
     Metric(name="vision_s", label="image encoder and projector", unit="s"),
     Metric(name="image_time_s", label="time per image, the batch together", unit="s"),
@@ -114,14 +114,14 @@ _COMPARED = (
     "usd_per_thousand_images", "hbm_bytes",
 )  # fmt: skip
 _STREAMS = (
-    Metric(name="time_overhead", label="over the plain residual", percent=True),
-    Metric(name="time_overhead_low", label="of that the low end", percent=True, headline=False),
-    Metric(name="time_overhead_high", label="of that the high end", percent=True, headline=False),
+    Metric(name="time_overhead", label="overhead", percent=True),
+    Metric(name="time_overhead_low", label="overhead, low end", percent=True, headline=False),
+    Metric(name="time_overhead_high", label="overhead, high end", percent=True, headline=False),
     Metric(name="plain_step_time_s", label="step, plain residual", unit="s", headline=False),
-    Metric(name="streams_s", label="kernels of the streams", unit="s"),
-    Metric(name="remade_s", label="streams made again", unit="s"),
-    Metric(name="streams_bytes", label="HBM bytes of the streams", unit="bytes"),
-    Metric(name="pipeline_bytes", label="sent to other stages", unit="bytes"),
+    Metric(name="streams_s", label="stream kernels", unit="s"),
+    Metric(name="remade_s", label="made again", unit="s"),
+    Metric(name="streams_bytes", label="their HBM bytes", unit="bytes"),
+    Metric(name="pipeline_bytes", label="sent per GPU", unit="bytes"),
     Metric(name="exposed_pipeline_s", label="of that exposed", unit="s"),
 )
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY, *_ALLOCATION, *_STREAMS)}
