@@ -118,13 +118,11 @@ def pair_exposed_s(forward: Sequence[str], backward: Sequence[str], layers: Mapp
     return makespan_s(tasks) - busy_s(tasks, "compute")
 
 
-def pair_leads_s(
-    forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]
-) -> tuple[Num, Num]:
+def pair_leads_s(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> tuple[Num, Num]:
     """Seconds before the end of a pair at which its outputs are there: activations, input gradients.
 
-    What ends the forward part of the last layer (mHC's F_post,res of the feed-forward) starts as soon as the combine
-    has brought its tensor, on a stream of high priority, and does not queue behind the other chunk's attention; a weight
+    What ends the forward part of the last layer (mHC's F_post,res of the feed-forward) starts once the combine has
+    brought its tensor, on a stream of high priority, and does not queue behind the other chunk's attention; a weight
     gradient that follows the last input gradient keeps no message.
     """
     tasks = pair_tasks(forward, backward, layers)

@@ -45,7 +45,8 @@ def simulate(
 
     A message holds the sending port of one rank and the receiving port of another for ``send_s``; each port serves one
     message at a time, first come, first served, and no message keeps a rank from computing. It leaves at the end of its
-    chunk, less its ``lead``. Without ``queue`` ports serve any number of messages at once. ``factors[rank]``, of shape (n_instructions,), lengthen the instructions.
+    chunk, less its ``lead``. Without ``queue`` ports serve any number of messages at once. ``factors[rank]``, of shape
+    (n_instructions,), lengthen the instructions.
     """
     ratio = chunks.ratio() if schedule == "zbv" else (1.0, 1.0, 1.0)
     prepared = _prepared(schedule, n_ranks, n_micro_batches, virtual_stages, ratio)

@@ -87,11 +87,11 @@ def finish(
 ) -> Finish:  # fmt: skip
     """Play schedule ``name`` once for all points. Every time may be an array of shape (n_points,).
 
-    A message arrives ``send_s`` after the chunk that makes it, less its ``lead``; it waits for no other message (``pipeline.simulate``
-    lets messages queue, and is never earlier). ``factors[rank]``, of shape (n_instructions, n_replicas), lengthen each
-    instruction of each replica (``jitter.factors``); every ``group`` replicas in a row then exchange tokens inside
-    their chunks, so that they start them together, except weight gradients, which exchange nothing.
-    ZB-V is ordered for the mean chunk times of all points: pass points whose ratios differ apart.
+    A message arrives ``send_s`` after the chunk that makes it, less its ``lead``; it waits for no other message
+    (``pipeline.simulate`` lets messages queue, and is never earlier). ``factors[rank]``, of shape (n_instructions,
+    n_replicas), lengthen each instruction of each replica (``jitter.factors``); every ``group`` replicas in a row then
+    exchange tokens inside their chunks, so that they start them together, except weight gradients, which exchange
+    nothing. ZB-V is ordered for the mean chunk times of all points: pass points whose ratios differ apart.
     InputError where the schedule does not exist; ValueError where the replicas do not divide into groups.
     """
     ratio = chunks.ratio() if name == "zbv" else (1.0, 1.0, 1.0)
@@ -122,7 +122,9 @@ def finish(
             ends[slot] = leaves[slot] = end
             if chunks.leads:
                 where = (*key, kind)
-                leaves[slot] = end - (leads[where] if where in leads else leads.setdefault(where, chunks.lead(work, kind)))
+                leaves[slot] = end - (
+                    leads[where] if where in leads else leads.setdefault(where, chunks.lead(work, kind))
+                )
         if record:
             starts[rank].append(start)
             stops[rank].append(end)

@@ -18,9 +18,11 @@ from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.result import join, result
 from sextant.simulator.schedule import stages_of_ranks
 from sextant.simulator.types import Num, Op, Result, Scenario
-from sextant.studies import solve, training
-from sextant.studies.sends import send_bytes
-from sextant.studies.stages import Layouts, Stages, layout
+from sextant.studies import answer as answering
+from sextant.studies import played, solve, training
+from sextant.studies.chunk_traffic import loaded_chunk_times
+from sextant.studies.sends import blocked, send_bytes, waited_s
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, layout
 from sextant.studies.study import Study
 from sextant.workloads.ops import hyperconnection
 
@@ -33,16 +35,22 @@ _STREAMS, _RECOMPUTE, _KERNELS = "model.n_streams", "plan.recompute", "plan.hype
 #: The published group that a point with four fused streams, made again in the backward pass, is beside.
 _GROUP = "mhc.training"
 
+#: What the study adds to a step's metrics.
+_COLUMNS = (
+    "plain_step_time_s", "time_overhead", "time_overhead_low", "time_overhead_high", "streams_s", "remade_s",
+    "streams_bytes", "pipeline_bytes", "exposed_pipeline_s",
+)  # fmt: skip
+#: By how many seconds the kernels of the streams differ at the ends of their intervals.
+_ENDS = ("below_s", "above_s")
+
 
 def answer(asked: Question, progress: Callable[[int], None]) -> Result:
     """Metrics of every point with those of its streams, in the order of the design table."""
-    from sextant.studies.answer import structural
-
     results: list[Result] = []
     order: list[np.ndarray] = []
     done = 0
     # Two streams and more are one structure.
-    for part in solve.parts(asked, structural(asked.scenario) - {_STREAMS}):
+    for part in solve.parts(asked, answering.structural(asked.scenario) - {_STREAMS}):
         results.append(solve.answered(part, evaluate))
         order.append(part.index)
         done += len(part.index)
@@ -69,47 +77,37 @@ def plain(scenario: Scenario) -> Scenario:
 
 
 def _beside_plain(scenario: Scenario, n_points: int) -> Result:
-    from sextant.studies import answer as answering
-
-    if np.all(np.asarray(scenario.model.n_streams) <= 1):
+    """Points with several streams, or all of them with one."""
+    streams = np.ravel(np.asarray(scenario.model.n_streams, dtype=float))
+    if streams[0] <= 1:
         scenario = plain(scenario)
-    elif np.ptp(np.asarray(scenario.model.n_streams)) == 0:
-        # One number of streams is no sweep.
-        scenario = paths.put(scenario, _STREAMS, float(np.ravel(scenario.model.n_streams)[0]))
+    elif np.all(streams == streams[0]):  # one number is no sweep
+        scenario = paths.put(scenario, _STREAMS, float(streams[0]))
     found = answering.evaluate(scenario, n_points)
-    step, other, own = found.columns["step_time_s"], np.zeros(n_points), dict.fromkeys(_OWN, np.zeros(n_points))
-    if (step > 0).all():
-        timed_step = training.timed_step(scenario)
-        own = {n: np.broadcast_to(x, (n_points,)) for n, x in columns(scenario, timed_step, n_points).items()}
-        for index, laid in _laid(plain(scenario), layout(scenario, timed_step, n_points), n_points):
-            one = len(index) if _swept(laid) else 1
-            other[index] = answering.evaluate(paths.take(laid, index), one).columns["step_time_s"]
-    timed = (step > 0) & (other > 0)
-    over = np.where(timed, step / np.where(timed, other, 1.0) - 1.0, 0.0)
-    low, high = (np.where(timed, own.pop(f"streams_{end}_s") / np.where(timed, other, 1.0), 0.0) for end in _ENDS)
-    added = {
-        "plain_step_time_s": other, "time_overhead": over,
-        "time_overhead_low": over + low, "time_overhead_high": over + high, **own,
-    }  # fmt: skip
-    full = result(n_points, added, {})
+    step = found.columns["step_time_s"]
+    if not np.any(step > 0):  # no plan can be made of them
+        return replace(found, columns={**found.columns, **dict.fromkeys(_COLUMNS, np.zeros(n_points))})
+    if not np.all(step > 0):
+        index = [np.flatnonzero(step > 0), np.flatnonzero(step <= 0)]
+        return join([_beside_plain(paths.take(scenario, i), len(i)) for i in index], index)
+    timed, other = training.timed_step(scenario), np.zeros(n_points)
+    for index, laid in _laid(plain(scenario), layout(scenario, timed, n_points), n_points):
+        n = len(index) if _swept(laid) else 1
+        other[index] = answering.evaluate(paths.take(laid, index), n).columns["step_time_s"]
+    own, over = columns(scenario, timed, n_points), step / other - 1.0
+    low, high = (over + own.pop(end) / other for end in _ENDS)
+    added = {"plain_step_time_s": other, "time_overhead": over, "time_overhead_low": low, "time_overhead_high": high}
+    full = result(n_points, {**added, **own}, {})
     return replace(found, columns={**found.columns, **full.columns})
 
 
-def _laid(
-    scenario: Scenario, stages: Stages | Layouts, n_points: int
-) -> Iterator[tuple[np.ndarray, Scenario]]:
+def _laid(scenario: Scenario, stages: Stages | Layouts, n_points: int) -> Iterator[tuple[np.ndarray, Scenario]]:
     """``scenario`` with the layers on the stages that ``stages`` says, for all points that it says the same of."""
     choices = (stages,) if isinstance(stages, Stages) else stages.choices
     which = np.zeros(n_points, dtype=np.intp) if isinstance(stages, Stages) else stages.which
     for i, choice in enumerate(choices):
         held = tuple(float(sum(part.endswith("layer") for part in chunk)) for chunk in choice.chunks)
         yield np.flatnonzero(which == i), replace(scenario, plan=replace(scenario.plan, layers_per_stage=held))
-
-
-_ENDS = ("low", "high")
-_OWN = (
-    "streams_s", "streams_low_s", "streams_high_s", "streams_bytes", "remade_s", "pipeline_bytes", "exposed_pipeline_s",
-)  # fmt: skip
 
 
 def _swept(scenario: Scenario) -> bool:
@@ -120,7 +118,7 @@ def columns(scenario: Scenario, timed: TimedStep, n_points: int) -> dict[str, Nu
     """What streams and messages between stages take of a step on a mean device, per point.
 
     streams_s, remade_s   seconds of the streams' kernels, and of those that make streams again, norms among them
-    streams_low_s, _high_s  by how much the former differ at the ends of their intervals
+    below_s, above_s      by how much the former differ at the ends of their intervals
     streams_bytes         HBM bytes of the streams' kernels
     pipeline_bytes        sent to other stages: activations and gradients
     exposed_pipeline_s    the step less that with messages that take no time
@@ -129,16 +127,32 @@ def columns(scenario: Scenario, timed: TimedStep, n_points: int) -> dict[str, Nu
     passes = scenario.load.batch / (plan.data * plan.micro_batch)
     layers = {part: n / plan.pipeline * passes for part, n in timed.step.layers.items()}
     seconds = _sum(timed, layers, "seconds", is_stream)
+    sent = 2.0 * _crossings(scenario) * send_bytes(scenario)
     size: Num = 0.0
     for op in training.sharded_step(scenario).ops:
         if is_stream(op):
             size = size + layers[op.part] * op.count * op.traffic_bytes["hbm"]
     return {
         "streams_s": seconds, "remade_s": _sum(timed, layers, "seconds", lambda op: hyperconnection.is_remade(op.name)),
-        **{f"streams_{end}_s": _sum(timed, layers, end, is_stream) - seconds for end in _ENDS},
-        "streams_bytes": size, "pipeline_bytes": 2.0 * _crossings(scenario) / plan.pipeline * passes
-        * send_bytes(scenario), "exposed_pipeline_s": training.exposed_sends_s(scenario, timed, n_points),
+        "below_s": _sum(timed, layers, "low", is_stream) - seconds,
+        "above_s": _sum(timed, layers, "high", is_stream) - seconds,
+        "streams_bytes": size, "pipeline_bytes": sent / plan.pipeline * passes,
+        "exposed_pipeline_s": exposed_sends_s(scenario, timed, n_points),
     }  # fmt: skip
+
+
+def exposed_sends_s(scenario: Scenario, timed: TimedStep, n_points: int) -> Num:
+    """Seconds that the messages between stages add to the pipeline: it, less one whose messages take no time."""
+    plan, alone = scenario.plan, loaded_chunk_times(scenario, timed, layout(scenario, timed, n_points))
+    micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)
+
+    def end_s(chunks: ChunkTimes, send_s: Num) -> Num:
+        if scenario.engine == "event":
+            points = (played.point(plan, chunks, micro_batches, send_s, i) for i in range(n_points))
+            return np.array([each.run().step_s for each in points])
+        return played.ends_s(plan, chunks, micro_batches, send_s, n_points)
+
+    return end_s(blocked(scenario, alone), waited_s(scenario)) - end_s(alone, 0.0)
 
 
 def is_stream(op: Op) -> bool:
@@ -148,8 +162,11 @@ def is_stream(op: Op) -> bool:
 
 def _sum(timed: TimedStep, layers: Mapping[str, Num], end: str, where: Callable[[Op], bool]) -> Num:
     """Seconds of a step on a mean device of the operators that ``where`` accepts."""
-    parts = [(layers[part], timed.seconds(end=end, where=lambda op, p=part: op.part == p and where(op))) for part in layers]
-    return sum((n * seconds for n, seconds in parts), 0.0)
+    total: Num = 0.0
+    for item in timed.ops:
+        if where(item.op):
+            total = total + layers[item.op.part] * item.op.count * getattr(item.time, end)
+    return total
 
 
 def _crossings(scenario: Scenario) -> float:

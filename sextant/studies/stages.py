@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator import schedule
-from sextant.simulator.chunk import alone_s, layer_times, pair_exposed_s, pair_leads_s, pair_s
+from sextant.simulator.chunk import alone_s, layer_times, pair_exposed_s, pair_s
 from sextant.simulator.evaluate import TimedStep, communication_share, time_ops
 from sextant.simulator.partition import balance
 from sextant.simulator.spread import Pace, Varying
 from sextant.simulator.types import Num, Scenario
 from sextant.workloads import parameters
-from sextant.workloads.ops import hyperconnection
 
 #: Layers are balanced over stages by their time in steps of this share of the longest layer.
 _COST_STEP = 0.05
@@ -103,7 +102,7 @@ class Layouts:
 class ChunkTimes:
     """Seconds of every stage's chunk: alone (F, B, W) and of the pairs that the schedule overlaps.
 
-    ``leads``: when messages leave, as in ``ChunkSeconds``.
+    ``leads``: when messages leave, as in ``ChunkSeconds`` (``early_sends``).
     """
 
     forward: list[Num]
@@ -113,7 +112,7 @@ class ChunkTimes:
     pair_exposed: dict[tuple[int, int], Num]
     forward_messages: list[Num]
     backward_messages: list[Num]
-    leads: dict[tuple[str, int, int], tuple[Num, Num]] = field(default_factory=dict)
+    leads: Mapping[tuple[str, int, int], tuple[Num, Num]] = field(default_factory=dict)
 
     def of(self, kind: str, f_stage: int, b_stage: int) -> Num:
         """Seconds of an instruction of the schedule."""
@@ -226,8 +225,6 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
     if plan.schedule in schedule.OVERLAPPING:
         pairs = [p for rank in stages.ranks for p in ((rank[0], rank[-1]), (rank[-1], rank[0]))]
         _add_pairs(times, pairs, timed, stages, pace)
-    if plan.early_sends:
-        _add_leads(times, scenario, timed, stages)
     return times
 
 
@@ -292,41 +289,6 @@ def _add_pairs(
     for f, b in pairs:
         times.pair[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), whole)
         times.pair_exposed[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), exposed)
-
-
-def _add_leads(times: ChunkTimes, scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) -> None:
-    """Add to ``times`` when messages leave: once their tensors are there. Gradients need to come only when the stage
-    they come to has made its streams again, which starts from a residual that it holds itself (mHC, s4.3.3)."""
-    table = timed.table()
-    alone = {part: layer_times(table, part) for part in timed.step.layers}
-    again = remade_s(timed)
-    made = cache(lambda chunk: sum((again.get(part, 0.0) for part in chunk), 0.0))
-    waits = [stages.pick(lambda each, i=i: each.chunks[i], made) for i in range(stages.n_stages)]
-    later = [0.0, *waits[:-1]]
-    for b in range(stages.n_stages):
-        weights = stages.pick(lambda each, b=b: each.chunks[b][0], lambda part: alone[part].attention_w)
-        times.leads["B", -1, b] = 0.0, later[b]
-        times.leads["BW", -1, b] = 0.0, weights + later[b]
-    if timed.beside is None:
-        return
-    table = timed.beside.table()
-    beside = {part: layer_times(table, part) for part in timed.step.layers}
-    found = cache(lambda chunks: pair_leads_s(chunks[0], chunks[1], beside))
-    for f, b in times.pair:
-        forward, backward = (
-            stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), lambda chunks, i=i: found(chunks)[i])
-            for i in range(2)
-        )
-        times.leads["FB", f, b] = forward, backward + later[b]
-
-
-def remade_s(timed: TimedStep) -> dict[str, Num]:
-    """Seconds of one occurrence of each part in which mHC's streams are made again."""
-    found: dict[str, Num] = {}
-    for item in timed.ops:
-        if hyperconnection.is_remade(item.op.name):
-            found[item.op.part] = found.get(item.op.part, 0.0) + item.seconds
-    return found
 
 
 def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:

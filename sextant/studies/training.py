@@ -15,6 +15,7 @@ from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
 from sextant.studies import goodput, played
 from sextant.studies.breakdown import breakdown
 from sextant.studies.chunk_traffic import beside, ends_s, loaded_chunk_times, moved
+from sextant.studies.early_sends import early
 from sextant.studies.limits import plan_limits
 from sextant.studies.memory import Operands, RankMemory, memory_use, rank_memories, timelines
 from sextant.studies.memory import operands as memory_operands
@@ -107,7 +108,7 @@ def evaluate_timed(
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    moves, alone = moved(scenario, stages), chunk_times(scenario, timed, stages)
+    moves, alone = moved(scenario, stages), early(scenario, timed, stages, chunk_times(scenario, timed, stages))
     chunks = blocked(scenario, alone if moves is None else beside(alone, moves))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     work = _rank_work(plan, chunks, stages, micro_batches)
@@ -162,23 +163,6 @@ def _pipeline(
         exposed = _mean([_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)])
         return _parts(_average(work), played.ends_s(plan, chunks, micro_batches, send_s, n_points), exposed)
     return _formulas(plan, chunks, stages, work, micro_batches, send_s)
-
-
-def exposed_sends_s(scenario: Scenario, timed: TimedStep, n_points: int) -> Num:
-    """Seconds that the messages between stages add to the pipeline: it, less one whose messages take no time."""
-    plan, stages = scenario.plan, layout(scenario, timed, n_points)
-    alone = loaded_chunk_times(scenario, timed, stages)
-    micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)
-    if scenario.engine == "event":
-        chunks, ways = blocked(scenario, alone), (waited_s(scenario), 0.0)
-        ends = [[played.point(plan, c, micro_batches, s, i).run().step_s for i in range(n_points)]
-                for c, s in zip((chunks, alone), ways, strict=True)]  # fmt: skip
-    else:
-        ends = [
-            played.ends_s(plan, blocked(scenario, alone), micro_batches, waited_s(scenario), n_points),
-            played.ends_s(plan, alone, micro_batches, 0.0, n_points),
-        ]
-    return np.asarray(ends[0]) - np.asarray(ends[1])
 
 
 def _formulas(

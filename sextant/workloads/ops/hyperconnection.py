@@ -55,7 +55,7 @@ class Access:
 
 
 def accesses(n: Num, width: Num, kernels: str = "fused") -> dict[str, Access]:
-    """Reads and writes per token of one site's forward pass, by operator, for ``n`` streams of ``width`` elements (Num).
+    """Reads and writes per token of one site's forward pass, by operator, for ``n`` streams of ``width`` elements.
 
     ``kernels``: ``plain``, the residual without streams; ``unfused``, Table 2 of the paper; ``fused``, its s4.3.1. The
     layer function's own traffic is left out, its norm too, and so are, as in the paper, the norm of the flattened
@@ -182,10 +182,10 @@ def _unfused_post(name: str, place: Place, m: Num, model) -> list[Op]:
     if "mhc" in place.recompute:
         ops += [_apply(f"{name}_{step}_recompute", place, m, row, "backward_input") for step, row in steps.items()]
     back = gradients(model.n_streams, model.hidden_size)
-    return ops + [
-        _apply(f"{name}_res_backward", place, m, back["apply_res"], "backward_input"),
+    return [
+        *ops, _apply(f"{name}_res_backward", place, m, back["apply_res"], "backward_input"),
         _apply(f"{name}_post_backward", place, m, back["apply_post"], "backward_input"),
-    ]
+    ]  # fmt: skip
 
 
 def is_remade(name: str) -> bool:
