@@ -68,7 +68,7 @@ def test_fusing_post_res_and_merge_saves_what_is_published() -> None:
 
 def test_arrays_of_streams_and_widths_are_their_scalars() -> None:
     n, width = np.array([each[0] for each in STREAMS]), np.array([each[1] for each in STREAMS])
-    for rows in (lambda *at: accesses(*at, "unfused"), lambda *at: accesses(*at, "fused"), gradients):
+    for rows in (lambda n, c: accesses(n, c, "unfused"), accesses, gradients):
         whole = rows(n, width)
         for i, at in enumerate(STREAMS):
             for name, row in rows(*at).items():
