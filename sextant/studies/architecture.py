@@ -111,7 +111,7 @@ def _losses(found: Result) -> dict[str, np.ndarray]:
     share = np.clip(np.log2(found.columns["n_streams"]) / np.log2(_STREAMS), 0.0, 1.0)
     known = (share == 0.0) | (found.columns["n_streams"] == _STREAMS)
     ends = {"": share, "_low": np.where(known, share, 1.0), "_high": np.where(known, share, 0.0)}
-    return {f"loss_change{end}": found.columns[f"loss_change{end}"] + s * figure.value for end, s in ends.items()}
+    return {f"loss_change{end}": found.columns[f"loss_change{end}"] - s * figure.value for end, s in ends.items()}
 
 
 STUDY = Study(

@@ -60,7 +60,7 @@ _SERVING = (
         name="usd_per_million_tokens", label="USD per million tokens", unit="usd", unless=("usd_per_trillion_tokens",)
     ),
     Metric(name="fetch_s", label="rows fetched from host", unit="s"),
-    Metric(name="exposed_fetch_s", label="exposed", unit="s"),
+    Metric(name="exposed_fetch_s", label="of that exposed", unit="s"),
     Metric(name="image_tokens", label="visual tokens per image"),
     Metric(name="vision_s", label="image encoder and projector", unit="s"),
     Metric(name="image_time_s", label="time per image, the batch together", unit="s"),
@@ -122,7 +122,7 @@ _STREAMS = (
     Metric(name="remade_s", label="made again", unit="s"),
     Metric(name="streams_bytes", label="their HBM bytes", unit="bytes"),
     Metric(name="pipeline_bytes", label="sent per GPU", unit="bytes"),
-    Metric(name="exposed_pipeline_s", label="of that exposed", unit="s"),
+    Metric(name="exposed_pipeline_s", label="sends exposed", unit="s"),
 )
 METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY, *_ALLOCATION, *_STREAMS)}
 
