@@ -13,7 +13,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from sextant.simulator.overlap import Task, busy_s, makespan_s
+from sextant.simulator.overlap import Task, busy_s, finish_times, makespan_s
 from sextant.simulator.types import Num
 
 Table = Mapping[tuple[str, str, str, str], Num]
@@ -116,6 +116,21 @@ def pair_exposed_s(forward: Sequence[str], backward: Sequence[str], layers: Mapp
     """Seconds of an overlapped pair in which no compute runs."""
     tasks = pair_tasks(forward, backward, layers)
     return makespan_s(tasks) - busy_s(tasks, "compute")
+
+
+def pair_leads_s(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> tuple[Num, Num]:
+    """Seconds before the end of a pair at which its outputs are there: activations, input gradients.
+
+    What ends the forward part of the last layer (mHC's F_post,res of the feed-forward) starts once the combine has
+    brought its tensor, on a stream of high priority, and does not queue behind the other chunk's attention; a weight
+    gradient that follows the last input gradient keeps no message.
+    """
+    tasks = pair_tasks(forward, backward, layers)
+    done = finish_times(tasks)
+    last_f, last_b = len(forward) - 1, len(backward) - 1
+    end = makespan_s(tasks)
+    made_f = done[f"combine_f{last_f}"] + layers[forward[-1]].end
+    return np.maximum(end - made_f, 0.0), end - done[f"attention_b{last_b}"]
 
 
 def _pair(i: int, f: LayerTimes | None, b: LayerTimes | None, last_f: str, last_b: str) -> list[Task]:

@@ -44,8 +44,9 @@ def simulate(
     one rank need no message.
 
     A message holds the sending port of one rank and the receiving port of another for ``send_s``; each port serves one
-    message at a time, first come, first served, and no message keeps a rank from computing. Without ``queue`` ports
-    serve any number of messages at once. ``factors[rank]``, of shape (n_instructions,), lengthen the instructions.
+    message at a time, first come, first served, and no message keeps a rank from computing. It leaves at the end of its
+    chunk, less its ``lead``. Without ``queue`` ports serve any number of messages at once. ``factors[rank]``, of shape
+    (n_instructions,), lengthen the instructions.
     """
     ratio = chunks.ratio() if schedule == "zbv" else (1.0, 1.0, 1.0)
     prepared = _prepared(schedule, n_ranks, n_micro_batches, virtual_stages, ratio)
@@ -55,7 +56,8 @@ def simulate(
         seconds = [float(chunks.of(work)) for work in lists[rank]]
         if factors:
             seconds = [s * float(f) for s, f in zip(seconds, factors[rank], strict=True)]
-        step.env.process(step.compute(rank, seconds))
+        leads = [{key: float(chunks.lead(work, key[0])) for key in work.outputs} for work in lists[rank]]
+        step.env.process(step.compute(rank, seconds, leads))
     step.env.run()
     for rank, program in enumerate(lists):
         stopped = len(step.spans[rank])
@@ -111,19 +113,27 @@ class _Step:
         self.spans: list[list[Span]] = [[] for _ in lists]
         self.messages: list[Span] = []
 
-    def compute(self, rank: int, seconds: Sequence[float]) -> Generator[simpy.Event, object, None]:
+    def compute(
+        self, rank: int, seconds: Sequence[float], leads: Sequence[Mapping[Output, float]]
+    ) -> Generator[simpy.Event, object, None]:
         """Execute the rank's list: wait for the inputs of an instruction, take its time, send what it made."""
         env, spans = self.env, self.spans[rank]
-        for each, took in zip(self.lists[rank], seconds, strict=True):
+        for each, took, ahead in zip(self.lists[rank], seconds, leads, strict=True):
             for key in each.inputs:
                 if key not in self.arrived:
                     self.waits[key] = env.event()
                     yield self.waits[key]
             start = env.now
-            yield env.timeout(took)
-            spans.append(_span(each.work, rank, start, env.now))
-            for key, receiver in each.sends:
+            early = [(ahead[key], key, to) for key, to in each.sends if to != rank and ahead[key] > 0]
+            for lead, key, receiver in sorted(early, key=lambda message: -message[0]):
+                yield env.timeout(max(start + took - lead - env.now, 0.0))
                 self._made(key, rank, receiver)
+            yield env.timeout(max(start + took - env.now, 0.0) if early else took)
+            spans.append(_span(each.work, rank, start, env.now))
+            sent = {key for _, key, _ in early}
+            for key, receiver in each.sends:
+                if key not in sent:
+                    self._made(key, rank, receiver)
 
     def _made(self, key: Output, rank: int, receiver: int) -> None:
         """Hand an output over: at once on the same rank or for free, else through the ports."""

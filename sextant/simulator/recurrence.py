@@ -7,7 +7,7 @@ last digits, which is a law in the tests. Here an instruction is two numpy opera
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -21,12 +21,17 @@ from sextant.simulator.types import Num
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSeconds:
     """Seconds of every stage's chunks: forward, input gradient, weight gradient, and overlapped (forward stage,
-    backward stage) pairs; floats, or arrays of shape (n_points,) for ``finish``."""
+    backward stage) pairs; floats, or arrays of shape (n_points,) for ``finish``.
+
+    ``leads``: how long before the end of an instruction (kind, forward stage, backward stage; -1: none) its messages
+    leave: the one with activations, the one with gradients. Absent ones leave at the end.
+    """
 
     forward: Sequence[Num]
     backward_input: Sequence[Num]
     backward_weight: Sequence[Num]
     pair: Mapping[tuple[int, int], Num]
+    leads: Mapping[tuple[str, int, int], tuple[Num, Num]] = field(default_factory=dict)
 
     def of(self, work: Work) -> Num:
         """Seconds that an instruction holds its rank."""
@@ -38,6 +43,11 @@ class ChunkSeconds:
             return self.backward_weight[work.b_stage]
         full = self.backward_weight[work.b_stage] if work.kind == "BW" else 0.0
         return self.backward_input[work.b_stage] + full
+
+    def lead(self, work: Work, kind: str) -> Num:
+        """Seconds before the end of an instruction at which what it makes, "F" or "B", leaves; not before its start."""
+        leads = self.leads.get((work.kind, work.f_stage, work.b_stage))
+        return 0.0 if leads is None else np.minimum(leads[kind == "B"], self.of(work))
 
     def ratio(self) -> Ratio:
         """The times of every stage, means over points, as an order of ZB-V is made for them."""
@@ -77,17 +87,19 @@ def finish(
 ) -> Finish:  # fmt: skip
     """Play schedule ``name`` once for all points. Every time may be an array of shape (n_points,).
 
-    A message arrives ``send_s`` after the chunk that makes it; it waits for no other message (``pipeline.simulate``
-    lets messages queue, and is never earlier). ``factors[rank]``, of shape (n_instructions, n_replicas), lengthen each
-    instruction of each replica (``jitter.factors``); every ``group`` replicas in a row then exchange tokens inside
-    their chunks, so that they start them together, except weight gradients, which exchange nothing.
-    ZB-V is ordered for the mean chunk times of all points: pass points whose ratios differ apart.
+    A message arrives ``send_s`` after the chunk that makes it, less its ``lead``; it waits for no other message
+    (``pipeline.simulate`` lets messages queue, and is never earlier). ``factors[rank]``, of shape (n_instructions,
+    n_replicas), lengthen each instruction of each replica (``jitter.factors``); every ``group`` replicas in a row then
+    exchange tokens inside their chunks, so that they start them together, except weight gradients, which exchange
+    nothing. ZB-V is ordered for the mean chunk times of all points: pass points whose ratios differ apart.
     InputError where the schedule does not exist; ValueError where the replicas do not divide into groups.
     """
     ratio = chunks.ratio() if name == "zbv" else (1.0, 1.0, 1.0)
     order, n_outputs = _order(name, n_ranks, n_micro_batches, virtual_stages, ratio)
     seconds: dict[tuple[str, int, int], Num] = {}
+    leads: dict[tuple[str, int, int, str], Num] = {}
     ends: list[Num] = [0.0] * n_outputs
+    leaves: list[Num] = [0.0] * n_outputs
     free: list[Num] = [0.0] * n_ranks
     busy: list[Num] = [0.0] * n_ranks
     starts: list[list[Num]] = [[] for _ in range(n_ranks)]
@@ -96,7 +108,7 @@ def finish(
         rank, work = each.rank, each.work
         start = free[rank]
         for slot, crosses in each.inputs:
-            start = np.maximum(start, ends[slot] + send_s if crosses else ends[slot])
+            start = np.maximum(start, leaves[slot] + send_s if crosses else ends[slot])
         if group > 1 and work.kind != "W":
             start = _together(start, group)
         key = work.kind, work.f_stage, work.b_stage
@@ -106,8 +118,13 @@ def finish(
         end = start + took
         free[rank] = end
         busy[rank] = busy[rank] + took
-        for slot in each.outputs:
-            ends[slot] = end
+        for slot, (kind, _, _) in zip(each.outputs, work.outputs, strict=True):
+            ends[slot] = leaves[slot] = end
+            if chunks.leads:
+                where = (*key, kind)
+                leaves[slot] = end - (
+                    leads[where] if where in leads else leads.setdefault(where, chunks.lead(work, kind))
+                )
         if record:
             starts[rank].append(start)
             stops[rank].append(end)

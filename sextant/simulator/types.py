@@ -217,8 +217,10 @@ class Plan:
     ``n_comm_sms`` SMs are set aside for communication kernels. ``checkpoint`` is where training saves its state
     (``file_system`` or ``host`` memory first), every ``checkpoint_interval_s`` of work (0: as often as is best).
     ``sequence_parallel`` splits norms, dropout and residuals over the tensor group too, which then gathers and scatters
-    where it otherwise sums. ``attention`` is ``fused``, or ``unfused``: scores written out. With ``blocking_sends`` a
-    stage computes nothing while it sends.
+    where it otherwise sums. ``attention`` is ``fused``, or ``unfused``: scores written out; ``hyper_connections``
+    likewise, ``unfused``: every operator of mHC a kernel of its own. With ``blocking_sends`` a stage computes nothing
+    while it sends; with ``early_sends`` a message leaves once its tensor is there, not at the end of its chunk, and a
+    stage that makes streams again does so before its gradient has come.
     """
 
     tensor: Num = 1.0
@@ -242,7 +244,9 @@ class Plan:
     checkpoint_interval_s: Num = 0.0
     sequence_parallel: bool = True
     attention: str = "fused"
+    hyper_connections: str = "fused"
     blocking_sends: bool = False
+    early_sends: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

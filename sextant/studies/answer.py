@@ -176,6 +176,9 @@ def _ignored(scenario: Scenario) -> list[str]:
         f"load.routing: {load.routing} without routed experts": load.routing != "balanced"
         and bool(np.all(np.asarray(scenario.model.n_routed_experts) == 0)),
         "load.expert_tokens, which need load.routing: counts": bool(load.expert_tokens) and load.routing != "counts",
+        "plan.early_sends: sends block": plan.early_sends and plan.blocking_sends,
+        "plan.hyper_connections: a residual of one stream": plan.hyper_connections != "fused"
+        and bool(np.all(np.asarray(scenario.model.n_streams) <= 1)),
         **_misplaced(scenario),
         "plan.prefetch, which is about Engram tables while serving": plan.prefetch != "none" and not _fetches(scenario),
         "plan.prefetch: the tables lie in HBM": plan.prefetch != "none" and plan.placement.get("engram") != "host",

@@ -21,6 +21,7 @@ CHOICES = {
     "plan.schedule": NAMES,
     "plan.overlap": ("none", "forward_backward", "two_batch", "tensor"),
     "plan.attention": ("fused", "unfused"),
+    "plan.hyper_connections": ("fused", "unfused"),
     "plan.formats": tuple(RECIPES),
     "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "attention", "full"),
     "load.phase": PHASES,

@@ -15,6 +15,7 @@ import numpy as np
 from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.types import Num, Op, Scenario
+from sextant.studies.early_sends import early
 from sextant.studies.stages import Chunk, ChunkTimes, Layouts, Stages, chunk_times
 from sextant.workloads import residency
 from sextant.workloads.ops.optimizer import chunk_messages
@@ -36,7 +37,7 @@ class Moved:
 
 def loaded_chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) -> ChunkTimes:
     """``stages.chunk_times`` with what moves beside the chunks; the same where nothing does."""
-    times, moves = chunk_times(scenario, timed, stages), moved(scenario, stages)
+    moves, times = moved(scenario, stages), early(scenario, timed, stages, chunk_times(scenario, timed, stages))
     return times if moves is None else beside(times, moves)
 
 

@@ -177,9 +177,12 @@ def _sizes(scenario: Scenario, operands: Operands) -> _Sizes:
     plan, model, load = scenario.plan, scenario.model, scenario.load
     kept = residency.activation_bytes(model, plan, load)
     whole = residency.activation_bytes(model, replace(plan, recompute=()), load)
-    largest = operands.largest
+    largest, block = operands.largest, residency.block_bytes(model, plan, load)
+    again = {
+        part: np.maximum(whole[part] - kept[part], 0.0) + (block if part.endswith("layer") else 0.0) for part in largest
+    }
     return _Sizes(
-        scenario=scenario, kept=kept, again={part: np.maximum(whole[part] - kept[part], 0.0) for part in largest},
+        scenario=scenario, kept=kept, again=again,
         largest=largest, waiting=operands.waiting, state=residency.state_bytes(model, plan),
         whole=residency.state_bytes(model, replace(plan, zero_stage=0.0)),
         tables=residency.table_bytes(model, plan, load.phase, 1.0)["hbm"] if model.engram_layers else 0.0,

@@ -113,7 +113,18 @@ _COMPARED = (
     "tokens_per_day", "tokens_per_s_per_device", "usd_per_trillion_tokens", "usd_per_million_tokens",
     "usd_per_thousand_images", "hbm_bytes",
 )  # fmt: skip
-METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY, *_ALLOCATION)}
+_STREAMS = (
+    Metric(name="time_overhead", label="overhead", percent=True),
+    Metric(name="time_overhead_low", label="overhead, low end", percent=True, headline=False),
+    Metric(name="time_overhead_high", label="overhead, high end", percent=True, headline=False),
+    Metric(name="plain_step_time_s", label="step, plain residual", unit="s", headline=False),
+    Metric(name="streams_s", label="stream kernels", unit="s"),
+    Metric(name="remade_s", label="made again", unit="s"),
+    Metric(name="streams_bytes", label="their HBM bytes", unit="bytes"),
+    Metric(name="pipeline_bytes", label="sent per GPU", unit="bytes"),
+    Metric(name="exposed_pipeline_s", label="sends exposed", unit="s"),
+)
+METRICS = {m.name: m for m in (*_TRAINING, *_SERVING, *_MEMORY, *_ALLOCATION, *_STREAMS)}
 
 
 #: From ten hours on, hours say more than seconds.

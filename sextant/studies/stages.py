@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TypeVar
@@ -100,7 +100,10 @@ class Layouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkTimes:
-    """Seconds of every stage's chunk: alone (F, B, W) and of the pairs that the schedule overlaps."""
+    """Seconds of every stage's chunk: alone (F, B, W) and of the pairs that the schedule overlaps.
+
+    ``leads``: when messages leave, as in ``ChunkSeconds`` (``early_sends``).
+    """
 
     forward: list[Num]
     backward_input: list[Num]
@@ -109,6 +112,7 @@ class ChunkTimes:
     pair_exposed: dict[tuple[int, int], Num]
     forward_messages: list[Num]
     backward_messages: list[Num]
+    leads: Mapping[tuple[str, int, int], tuple[Num, Num]] = field(default_factory=dict)
 
     def of(self, kind: str, f_stage: int, b_stage: int) -> Num:
         """Seconds of an instruction of the schedule."""

@@ -15,6 +15,7 @@ from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
 from sextant.studies import goodput, played
 from sextant.studies.breakdown import breakdown
 from sextant.studies.chunk_traffic import beside, ends_s, loaded_chunk_times, moved
+from sextant.studies.early_sends import early
 from sextant.studies.limits import plan_limits
 from sextant.studies.memory import Operands, RankMemory, memory_use, rank_memories, timelines
 from sextant.studies.memory import operands as memory_operands
@@ -107,7 +108,7 @@ def evaluate_timed(
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    moves, alone = moved(scenario, stages), chunk_times(scenario, timed, stages)
+    moves, alone = moved(scenario, stages), early(scenario, timed, stages, chunk_times(scenario, timed, stages))
     chunks = blocked(scenario, alone if moves is None else beside(alone, moves))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     work = _rank_work(plan, chunks, stages, micro_batches)
@@ -156,8 +157,9 @@ def _pipeline(
     if scenario.engine == "event":
         runs = [_simulated(plan, chunks, micro_batches, send_s, i) for i in range(n_points)]
         return {name: np.array([run[name] for run in runs]) for name in runs[0]}
-    if plan.schedule in schedule.VEES:
-        # The mean over many short stages says too little; ZB-V has no closed form where F, B and W differ.
+    if plan.schedule in schedule.VEES or plan.early_sends:
+        # The mean over many short stages says too little; ZB-V has no closed form where F, B and W differ. Nor do
+        # messages that leave early.
         exposed = _mean([_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)])
         return _parts(_average(work), played.ends_s(plan, chunks, micro_batches, send_s, n_points), exposed)
     return _formulas(plan, chunks, stages, work, micro_batches, send_s)

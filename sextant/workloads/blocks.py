@@ -27,7 +27,7 @@ class Shape:
     their redundant copies, ``skew`` how unevenly they are chosen, ``n_comm_sms`` the SMs that run the exchange of
     experts in normal mode. ``n_images`` of ``image_height`` x ``image_width`` pixels are encoded per sequence.
     ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training.
-    ``fused``: attention keeps its scores to itself.
+    ``fused``: attention keeps its scores to itself. ``fused_streams``, ``n_stages``: as in ``Place``.
     """
 
     phase: str
@@ -46,6 +46,8 @@ class Shape:
     engram_tier: str = "hbm"
     n_devices: Num = 1.0
     fused: bool = True
+    fused_streams: bool = True
+    n_stages: Num = 1.0
 
     @property
     def n_tokens(self) -> Num:
@@ -54,7 +56,10 @@ class Shape:
 
     def place(self, part: str, block: str) -> Place:
         """The tags of an operator of that part and block."""
-        return Place(part=part, block=block, training=self.phase == "training", recompute=self.recompute)
+        return Place(
+            part=part, block=block, training=self.phase == "training", recompute=self.recompute,
+            fused_streams=self.fused_streams, n_stages=self.n_stages,
+        )  # fmt: skip
 
 
 def attention_half(part: str, model, shape: Shape) -> list[Op]:

@@ -13,7 +13,7 @@ from sextant.workloads.formats import Recipe, recipe
 from sextant.workloads.ops import engram, gpt, hyperconnection
 from sextant.workloads.ops.scores import MASK_BYTES
 from sextant.workloads.parameters import has_streams, kv_bytes_per_token, layer_counts, layer_parameters
-from sextant.workloads.traffic import received_copies
+from sextant.workloads.traffic import pipeline_stages, received_copies
 from sextant.workloads.transformer import image_pixels, image_rows, sequence_tokens
 
 #: Pieces that tensor parallelism leaves whole on every device.
@@ -177,7 +177,7 @@ def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:
     if model.hidden_act == "gelu":
         return _gpt_bytes(model, plan, load, m, residual)
     attention = _attention_bytes(model, kind, plan.recompute)
-    norms = 2 * _residual_bytes(model, plan.recompute)
+    norms = 2 * _residual_bytes(model, plan)
     normed = 0.0 if _norm_again(plan.recompute) else BYTES[kind.saved] * h
     dense = attention + norms + _gated_bytes(kind, plan, model.intermediate_size, normed)
     parts: dict[str, Num] = {
@@ -203,9 +203,20 @@ def _gpt_bytes(model, plan: Plan, load: Load, m: Num, residual: Num) -> dict[str
     return {**parts, "embedding": mask, "dense_layer": layer, "head": _head_bytes(model, m)}
 
 
-def _residual_bytes(model, recompute: tuple[str, ...]) -> Num:
+def block_bytes(model, plan: Plan, load: Load) -> Num:
+    """What a micro-batch holds of mHC's recompute block while a layer runs backward, beside that layer itself."""
+    if not has_streams(model) or "mhc" not in plan.recompute:
+        return 0.0
+    m = plan.micro_batch * load.context_tokens / plan.tensor / plan.context
+    residual = m if plan.sequence_parallel else m * plan.tensor
+    return hyperconnection.block_bytes(model, pipeline_stages(plan)) * residual
+
+
+def _residual_bytes(model, plan: Plan) -> Num:
     """What a sublayer keeps of the residual for its backward pass, per token: the norm's input, or mHC's streams."""
-    return hyperconnection.kept_bytes(model, recompute) if has_streams(model) else 2.0 * model.hidden_size
+    if has_streams(model):
+        return hyperconnection.kept_bytes(model, plan.recompute, pipeline_stages(plan))
+    return 2.0 * model.hidden_size
 
 
 def _image_bytes(model, plan: Plan, load: Load) -> Num:

@@ -8,6 +8,7 @@ from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import imbalance
 from sextant.simulator.kernels.imbalance import Skew
 from sextant.simulator.kernels.routing import crowded, destinations
+from sextant.simulator.schedule import n_stages
 from sextant.simulator.types import Load, Num, Plan
 
 #: Devices of a node where no cluster says otherwise: eight in every one of the catalogue.
@@ -22,6 +23,11 @@ def groups(model) -> dict[str, Num]:
     if model.topk_method == "greedy":
         return {"n_group": 1.0, "topk_group": 1.0}
     return {"n_group": model.n_group, "topk_group": model.topk_group}
+
+
+def pipeline_stages(plan: Plan) -> Num:
+    """Stages into which the layers are cut; arrays of degrees too."""
+    return plan.pipeline * plan.virtual_stages * n_stages(plan.schedule, 1)
 
 
 def received_copies(model, expert: Num, redundant: Num = 0.0, node_size: Num = NODE_SIZE, skew: Skew = BALANCED) -> Num:

@@ -20,7 +20,7 @@ from sextant.workloads import blocks
 from sextant.workloads.formats import recipe
 from sextant.workloads.generation import Generation
 from sextant.workloads.parameters import has_experts, layer_counts
-from sextant.workloads.traffic import NODE_SIZE, received_copies, skew
+from sextant.workloads.traffic import NODE_SIZE, pipeline_stages, received_copies, skew
 from sextant.workloads.vision import Vision
 
 PHASES = ("training", "prefill", "decode", "image_understanding", "image_generation")
@@ -182,7 +182,8 @@ def shape_of(
         phase=phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
         copies=copies, n_slots=model.n_routed_experts + plan.redundant_experts, n_comm_sms=_exchange_sms(plan),
         engram_tier=plan.placement.get("engram", "hbm"),
-        n_devices=plan.tensor * plan.context * plan.pipeline * plan.data, fused=plan.attention == "fused", **images,
+        n_devices=plan.tensor * plan.context * plan.pipeline * plan.data, fused=plan.attention == "fused",
+        fused_streams=plan.hyper_connections == "fused", n_stages=pipeline_stages(plan), **images,
     )  # fmt: skip
 
 

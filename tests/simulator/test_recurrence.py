@@ -1,5 +1,7 @@
 """The recurrence and the event engine are two ways to the same times."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,49 @@ def test_the_event_engine_and_the_recurrence_agree(name, v, data):
     assert [(s.name, s.track, s.kind) for s in told.spans] == [(s.name, s.track, s.kind) for s in run.spans]
     queued = simulate(name, times, N_RANKS, M, virtual_stages=v, send_s=send)
     assert queued.step_s >= found.step_s * (1 - 1e-9) - 1e-9
+
+
+def with_leads(times, share, n_stages):
+    """Messages leave before the end of their instruction by a share of it, gradients by twice as much."""
+    alone = {("BW", -1, b): times.backward_input[b] + times.backward_weight[b] for b in range(n_stages)}
+    pairs = {("FB", *key): seconds for key, seconds in times.pair.items()}
+    leads = {key: (share * s, 2 * share * s) for key, s in {**alone, **pairs}.items()}
+    return replace(times, leads=leads)
+
+
+@pytest.mark.parametrize(("name", "v"), CASES)
+@settings(max_examples=8)
+@given(st.data())
+def test_both_engines_let_messages_leave_early(name, v, data):
+    """The same ends on both; never later than messages that wait for the end, never earlier than free ones."""
+    n_stages = schedule.n_stages(name, N_RANKS, v)
+    times = data.draw(uneven(n_stages))
+    send, share = data.draw(st.floats(0.0, 0.5)), data.draw(st.floats(0.0, 0.6))
+    early = with_leads(times, share, n_stages)
+    found = finish(name, early, N_RANKS, M, virtual_stages=v, send_s=send, record=True)
+    run = simulate(name, early, N_RANKS, M, virtual_stages=v, send_s=send, queue=False)
+    assert sum(found.starts_s, ()) == pytest.approx([s.start_s for s in run.spans], rel=1e-9, abs=1e-9)
+    assert found.step_s <= finish(name, times, N_RANKS, M, virtual_stages=v, send_s=send).step_s + 1e-9
+    assert found.step_s >= finish(name, early, N_RANKS, M, virtual_stages=v).step_s - 1e-9
+    queued = simulate(name, early, N_RANKS, M, virtual_stages=v, send_s=send)
+    assert queued.step_s >= found.step_s * (1 - 1e-9) - 1e-9
+
+
+def test_a_message_that_leaves_early_enough_hides():
+    """DualPipe's steady state waits for most messages that leave at the end, for none that has come by then."""
+    n = 4
+    equal = ChunkSeconds(
+        forward=[1.0] * n, backward_input=[1.0] * n, backward_weight=[1.0] * n,
+        pair={(f, b): 3.0 for f in range(n) for b in range(n)},
+    )  # fmt: skip
+    leads = {("FB", f, b): (0.5, 0.5) for f in range(n) for b in range(n)}
+
+    def per_pair(times):
+        ends = [finish("dualpipe", times, n, m, send_s=0.5).step_s for m in (20, 40)]
+        return (ends[1] - ends[0]) / 20
+
+    assert 3.25 < per_pair(equal) <= 3.5
+    assert per_pair(replace(equal, leads=leads)) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(("name", "v"), [case for case in CASES if case[0] != "zbv"])

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sextant.simulator.types import Op
+from sextant.simulator.types import Op, Plan
 from sextant.workloads import parameters
+from sextant.workloads import traffic as traffic_of
 from sextant.workloads.models import model
 from sextant.workloads.ops import hyperconnection
 from sextant.workloads.ops.memory import Place
@@ -99,11 +100,49 @@ def test_no_block_length_keeps_much_less(n: int, layers: int) -> None:
     assert kept[int(hyperconnection.block_sites(found))] <= 1.05 * min(kept.values())
 
 
+@pytest.mark.parametrize(("layers", "stages", "blocks", "length"), [
+    (30, 1, 10, 6), (30, 2, 5, 6), (30, 4, 3, 5), (30, 10, 1, 6), (30, 30, 1, 2), (61, 1, 14, 9), (61, 16, 1, 8),
+])  # fmt: skip
+def test_blocks_end_with_their_stage(layers: int, stages: int, blocks: int, length: int) -> None:
+    """s4.3.2: no block crosses a stage, so a stage has a whole number of them; a short stage is one block."""
+    found = replace(MHC, num_hidden_layers=float(layers))
+    assert hyperconnection.blocks(found, float(stages)) == blocks
+    assert hyperconnection.block_sites(found, float(stages)) == length
+    assert hyperconnection.stage_sites(found, float(stages)) * stages == 2 * layers
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize(("layers", "stages"), [(30, 4), (61, 16), (61, 8), (126, 6)])
+def test_no_number_of_blocks_per_stage_keeps_less(n: int, layers: int, stages: int) -> None:
+    """eq. 20 with whole blocks in every stage: tried one by one."""
+    found = replace(MHC, n_streams=float(n), num_hidden_layers=float(layers))
+    sites = 2 * layers / stages
+    kept = {k: n * stages * k + (n + 2) * np.ceil(sites / k) for k in range(1, int(sites) + 1)}
+    assert kept[int(hyperconnection.blocks(found, float(stages)))] <= 1.03 * min(kept.values())
+
+
+def test_stages_of_a_pipeline_are_those_of_its_schedule() -> None:
+    plan = Plan(pipeline=4.0, virtual_stages=1.0, schedule="dualpipev")
+    assert traffic_of.pipeline_stages(plan) == 8.0
+    assert traffic_of.pipeline_stages(replace(plan, schedule="interleaved", virtual_stages=3.0)) == 12.0
+    degrees = traffic_of.pipeline_stages(replace(plan, schedule="dualpipe", pipeline=np.array([2.0, 4.0])))
+    assert np.array_equal(degrees, [2.0, 4.0])
+
+
+def test_what_a_stage_keeps_falls_with_fewer_blocks() -> None:
+    """Deeper pipelines have a block at least per stage: the kept residual's share per site rises again."""
+    kept = [float(hyperconnection.kept_bytes(MHC, ("mhc",), stages)) for stages in (1.0, 4.0, 30.0)]
+    per_site = [2 * 2560 * (1 + 4 * share) + 4 * 49 for share in (10 / 60, 3 / 15, 1 / 2)]
+    assert kept == pytest.approx(per_site)
+    assert hyperconnection.block_bytes(MHC, 30.0) == 0.0
+
+
 def test_recompute_trades_memory_for_traffic() -> None:
     kept, remade = hyperconnection.kept_bytes(MHC, ()), hyperconnection.kept_bytes(MHC, ("mhc",))
     assert kept == 2 * (4 + 2) * 2560 + 4 * (2 * 24 + 1)
-    # Table 3: the residual once per block of 6, the output, and one block's (n + 2) C spread over 60 sites.
-    assert remade == pytest.approx(2 * 2560 * (4 / 6 + 1 + 6 * 6 / 60) + 4 * (2 * 24 + 1))
+    # Table 3: the residual once per block of 6, and the output; (n + 2) C per site of one block come once.
+    assert remade == pytest.approx(2 * 2560 * (4 / 6 + 1) + 4 * (2 * 24 + 1))
+    assert hyperconnection.block_bytes(MHC) == 2 * (4 + 2) * 2560 * (6 - 2)
     plain, again = site(1e4, MHC, place()), site(1e4, MHC, place(recompute=("mhc",)))
     assert traffic(again, "forward") == traffic(plain, "forward")
     extra = (traffic(again, "backward_input") - traffic(plain, "backward_input")) / 1e4 / 2 / 2560

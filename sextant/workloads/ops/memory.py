@@ -11,13 +11,18 @@ from sextant.simulator.types import Num, Op
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where an operator sits: its layer kind, the block inside it, whether a training step needs its gradients."""
+    """Where an operator sits: its layer kind, the block inside it, whether a training step needs its gradients.
+
+    ``fused_streams``: mHC runs as fused kernels. ``n_stages`` is the pipeline's, whose bounds its recompute keeps to.
+    """
 
     part: str
     block: str
     training: bool = False
     count: Num = 1.0
     recompute: tuple[str, ...] = field(default_factory=tuple)
+    fused_streams: bool = True
+    n_stages: Num = 1.0
 
 
 def moved(
