@@ -61,6 +61,8 @@ _SERVING = (
     ),
     Metric(name="fetch_s", label="rows fetched from host", unit="s"),
     Metric(name="exposed_fetch_s", label="of that exposed", unit="s"),
+    Metric(name="distinct_rows_share", label="different rows among those looked up", percent=True),
+    Metric(name="cache_hit_rate", label="lookups that the cache answers", percent=True),
     Metric(name="image_tokens", label="visual tokens per image"),
     Metric(name="vision_s", label="image encoder and projector", unit="s"),
     Metric(name="image_time_s", label="time per image, the batch together", unit="s"),

@@ -1,0 +1,126 @@
+"""Ways of getting rows from another memory while a pass computes. Each is a different machine:
+
+    none         on demand: a kernel on all SMs, when the layer begins
+    tokens       ahead, at the rate of that kernel alone, and nothing taken from compute: the best there could be
+    copy_engine  ahead: threads of the CPU gather into a pinned buffer, the copy engine takes it over the link
+    few_sms      ahead: a kernel of a few programs that stay, and hold their SMs, until all rows are there
+    full_grid    ahead: the kernel on all SMs, launched first. Compute waits behind it: nothing is hidden
+
+Rates are those of ``kernels.gather`` (a block per way of fetching) and ``kernels.host_copy``. Few programs are as fast as
+their reads in flight: a program asks for one tile of rows, waits a round trip, and asks for the next; together they are
+no faster than the link is beside compute. Devices of one host share its memory (``shared``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.kernels import estimate, gather, operator, reshape
+from sextant.simulator.prefetch import Beside
+from sextant.simulator.types import Cluster, Device, Memory, Num, Op
+
+WAYS = ("none", "tokens", "copy_engine", "few_sms", "full_grid")
+
+#: Programs of the kernel that fetches beside compute: with 4 or 8 the pass of
+#: validate/data/measured/h200_prefetch.csv is shortest.
+N_PROGRAMS = 8.0
+#: A program's round: seconds that pass however few rows it asks for, and more for each row of 160 bytes. Two programs
+#: took 5.27 ms for 65,536 rows, 16 at a time (h200_prefetch.csv), eight 224 us for 1,024, one at a time
+#: (h200_model_kernels.csv, decode): one machine, one size of row.
+ROUND_S, ROUND_ROW_S = 1.7e-6, 5.5e-8
+#: How much longer than the kernel on all SMs alone, with the link full: 2,553 us by eight programs, 1,921 alone.
+BESIDE = 1.33
+#: Factors on the seconds of few programs that hold what 2 to 128 of them took in h200_prefetch.csv.
+_FEW_LOW, _FEW_HIGH = 0.6, 1.2
+#: Compute loses so much beside the copy engine; assumed: "a few percent" of a product, no measurement is shipped.
+COPY_ENGINE_SLOWDOWN = 0.03
+#: Bytes of host memory that a gather by the CPU moves for each byte of a row beyond reading it: the buffer is read
+#: before it is written, and read by the copy.
+_BUFFER_MOVES = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """Seconds of fetching an operator's rows in one way: those of the host and of the link, what it does to compute
+    beside it, factors on the seconds to either end of a 90% interval, and where they come from."""
+
+    prepare_s: Num
+    link_s: Num
+    beside: Beside
+    low: float
+    high: float
+    provenance: str
+
+
+def fetched(op: Op, cluster: Cluster, way: str, n_sharing: Num = 1.0) -> Fetched:
+    """How the rows of ``op``, a gather from ``host`` or ``nvme``, come to a device of ``cluster`` in one of ``WAYS``.
+
+    ``n_sharing`` devices gather with the CPUs of one host at once; what their links do to each other is in the
+    device's memory already (``shared``). InputError for a way that is not there.
+    """
+    if way not in WAYS:
+        raise InputError(f"prefetch: unknown way {way!r}; {nearest(way, WAYS)}")
+    alone = estimate(op, cluster)
+    low, high = (float(np.mean(end / alone.seconds)) for end in (alone.low, alone.high))
+    if way == "copy_engine":
+        return _staged(op, cluster, n_sharing)
+    if way == "few_sms":
+        programs = np.minimum(N_PROGRAMS, np.maximum(op.shape["lookups"], 1.0))
+        link_s = np.maximum(_rounds_s(op, cluster.device) / programs, BESIDE * alone.seconds)
+        share = programs / cluster.device.n_sms
+        beside = Beside(slowdown=share / (1.0 - share))
+        return Fetched(
+            prepare_s=0.0, link_s=link_s, beside=beside, low=min(low, _FEW_LOW), high=max(high, _FEW_HIGH),
+            provenance=alone.provenance,
+        )  # fmt: skip
+    beside = Beside(ahead=way != "none", stands=way == "full_grid")
+    return Fetched(
+        prepare_s=0.0, link_s=alone.seconds, beside=beside, low=low, high=high, provenance=alone.provenance
+    )
+
+
+def _rounds_s(op: Op, device: Device) -> Num:
+    """Seconds in which one program fetches all rows, tile by tile."""
+    lookups, row_bytes = op.shape["lookups"], op.shape["row_bytes"]
+    rows = gather.tile_rows(lookups, row_bytes, device.n_sms)
+    return np.ceil(lookups / rows) * (ROUND_S + ROUND_ROW_S * rows)
+
+
+def _staged(op: Op, cluster: Cluster, n_sharing: Num) -> Fetched:
+    """The CPU's part is what is left of a measured gather and copy without the copy; never less than its bytes take of
+    the memory that all share. Rows on a drive are read into the buffer instead."""
+    lookups, row_bytes = op.shape["lookups"], op.shape["row_bytes"]
+    copy = estimate(operator("host_copy", op.name, "bf16", {"bytes": lookups * row_bytes}, variant="h2d"), cluster)
+    beside = Beside(slowdown=COPY_ENGINE_SLOWDOWN)
+    if op.variant != "host":
+        read = estimate(op, cluster)
+        low, high = (float(np.mean(end / read.seconds)) for end in (read.low, read.high))
+        return Fetched(
+            prepare_s=read.seconds, link_s=copy.seconds, beside=beside, low=low, high=high, provenance="assumed"
+        )
+    staged = estimate(reshape(replace(op, variant="cpu_copy")), cluster)
+    moved = lookups * (gather.sectors_bytes(row_bytes, "host") + _BUFFER_MOVES * row_bytes)
+    least_s = n_sharing * moved / cluster.device.memories["host"].node_bytes_per_s
+    low, high = (float(np.mean(end / staged.seconds)) for end in (staged.low, staged.high))
+    return Fetched(
+        prepare_s=np.maximum(staged.seconds - copy.seconds, least_s), link_s=copy.seconds, beside=beside, low=low,
+        high=high, provenance=staged.provenance,
+    )  # fmt: skip
+
+
+def shared(device: Device, n_sharing: Num) -> Device:
+    """``device`` while ``n_sharing`` devices read their host's memory at once, each an equal share: of what all its
+    channels give, and of the links between its sockets, which ``remote_fraction`` of the bytes cross."""
+    if "host" not in device.memories:
+        return device
+    return replace(device, memories={**device.memories, "host": _share(device.memories["host"], n_sharing)})
+
+
+def _share(host: Memory, n: Num) -> Memory:
+    remote = n * np.asarray(host.remote_fraction, dtype=float)
+    between = np.where(remote > 0, host.between_sockets_bytes_per_s / np.where(remote > 0, remote, 1.0), np.inf)
+    rate = np.minimum(np.minimum(host.bandwidth_bytes_per_s, host.node_bytes_per_s / n), between)
+    return replace(host, bandwidth_bytes_per_s=rate[()])
