@@ -1,9 +1,12 @@
 """A pass of layers, some of which wait for rows that lie in another memory: what is fetched when, and what it costs.
 
 Rows are addressed by tokens alone, so all fetches may start with the pass. Each is prepared by the host (threads gather
-rows), then on the link, one after the other; a layer begins when its rows are there. What else is copied over the link
-in a pass starts with it too and shares it fairly: a fetch that has seen F seconds of the link has waited for
-min(F, other_s) of other copies.
+rows), then on the link, one after the other; a layer begins when its rows are there.
+
+What else is copied over the link in a pass starts with it too, and takes all that is left. The link is shared fairly
+(max-min): a fetch whose rows need less than half of it, because they come one by one, does not notice; one that needs
+the share u of it gets half until the other copies are done, and takes 2 - 1/u seconds longer for each second that its
+own bytes would take of the whole link.
 
 The pass is a list of tasks, which ``overlap.finish_times`` adds up (max-plus, arrays of design points) and
 ``des.simulate_tasks`` plays: the same times, by a law of the tests.
@@ -23,19 +26,27 @@ from sextant.simulator.types import Num
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
-    """Rows that layer number ``layer`` (from 0) waits for: seconds in which the host prepares them, and on the link."""
+    """Rows that layer number ``layer`` (from 0) waits for: seconds in which the host prepares them, and on the link, of
+    which their bytes alone, with nothing else to wait for, would take ``carried_s``."""
 
     layer: int
     link_s: Num
+    carried_s: Num
     prepare_s: Num = 0.0
+
+    @property
+    def share(self) -> Num:
+        """The share of the link that the rows use while they come, in [0, 1]."""
+        some = np.asarray(self.link_s) > 0
+        return np.where(some, np.minimum(self.carried_s / np.where(some, self.link_s, 1.0), 1.0), 0.0)[()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
     """How fetches and compute share the machine.
 
-    ``ahead``: fetches start with the pass, otherwise each when its layer could begin. While rows are on the link
-    compute takes ``1 + slowdown`` times as long; if it ``stands``, it waits for a fetch to end before it goes on.
+    ``ahead``: fetches start with the pass, otherwise each when its layer could begin. While rows, or what they share the
+    link with, are on it, compute takes ``1 + slowdown`` times as long; if it ``stands``, it waits for a fetch to end before it goes on.
     """
 
     ahead: bool = True
@@ -67,8 +78,9 @@ def pass_tasks(layers_s: Sequence[Num], fetches: Sequence[Fetch], beside: Beside
     seen: Num = 0.0
     for layer, fetch in needed.items():
         after = (f"layer{layer - 1}",) if layer and not beside.ahead else ()
-        between = np.minimum(seen + fetch.link_s, other_s) - np.minimum(seen, other_s)
-        seen = seen + fetch.link_s
+        longer = np.maximum(2.0 - 1.0 / np.maximum(fetch.share, 0.5), 0.0)
+        between = longer * (np.minimum(seen + fetch.carried_s, other_s) - np.minimum(seen, other_s))
+        seen = seen + fetch.carried_s
         tasks = _fetch_tasks(fetch, beside, between, after)
         (ahead if beside.ahead else at_layer.setdefault(layer, [])).extend(tasks)
     tasks = ahead
@@ -94,7 +106,7 @@ def _by_layer(n_layers: int, fetches: Sequence[Fetch]) -> dict[int, Fetch]:
 
 
 def _fetch_tasks(fetch: Fetch, beside: Beside, between_s: Num, after: tuple[str, ...]) -> list[Task]:
-    """One fetch, behind ``between_s`` of other copies; where compute stands, the kernel itself is what waits."""
+    """One fetch, behind ``between_s`` more for other copies; where compute stands, the kernel itself is what waits."""
     tasks: list[Task] = []
     stream, link_s = ("compute", fetch.link_s + between_s) if beside.stands else ("link", fetch.link_s)
     if np.any(np.asarray(fetch.prepare_s) > 0):

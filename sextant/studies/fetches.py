@@ -11,7 +11,7 @@ from sextant.simulator import des, prefetch
 from sextant.simulator.chunk import layer_times
 from sextant.simulator.des import Span
 from sextant.simulator.evaluate import TimedStep
-from sextant.simulator.fetch import Fetched, fetched, shared
+from sextant.simulator.fetch import fetched, shared
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.prefetch import Beside, Fetch, Pass
 from sextant.simulator.types import Cluster, Num, Op, Scenario
@@ -78,22 +78,23 @@ def scene(scenario: Scenario, timed: TimedStep, step_s: Num) -> Scene | None:
     ops = fetch_ops(timed)
     if not ops or "engram" not in timed.step.layers:
         return None
-    ways = [fetched(op, sharing(scenario), scenario.plan.prefetch, n_sharing(scenario)) for op in ops]
-    fetch, beside = _together(ops, ways)
+    fetch, beside = fetching(scenario, ops, sharing(scenario))
     at = tuple(sorted(int(layer) - 1 for layer in scenario.model.engram_layers))
     return Scene(
         layers_s=_layers_s(scenario, timed, step_s), fetch=fetch, beside=beside, at=at, other_s=_other_s(scenario)
     )
 
 
-def _together(ops: Sequence[Op], ways: Sequence[Fetched]) -> tuple[Fetch, Beside]:
-    """Rows from several memories, one after the other."""
+def fetching(scenario: Scenario, ops: Sequence[Op], cluster: Cluster) -> tuple[Fetch, Beside]:
+    """The fetch of one Engram layer's ``ops`` on devices of ``cluster``: from several memories one after the other."""
+    ways = [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario)) for op in ops]
     slowdown: Num = 0.0
     for way in ways:
         slowdown = np.maximum(slowdown, way.beside.slowdown)
     fetch = Fetch(
         layer=0, prepare_s=sum((op.count * way.prepare_s for op, way in zip(ops, ways, strict=True)), 0.0),
         link_s=sum((op.count * way.link_s for op, way in zip(ops, ways, strict=True)), 0.0),
+        carried_s=sum((op.count * way.carried_s for op, way in zip(ops, ways, strict=True)), 0.0),
     )  # fmt: skip
     return fetch, replace(ways[0].beside, slowdown=slowdown)
 

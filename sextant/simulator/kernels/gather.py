@@ -38,7 +38,6 @@ TABLES: Mapping[str, str] = {"cpu_copy": "host"}
 #: Rows start on a multiple of this, or are read piece by piece. A block of threads takes a tile of so many bytes, rows
 #: padded to a power of two, of so many rows at most; of fewer than the last, one.
 _ALIGNMENT_BYTES, _TILE_BYTES, _TILE_ROWS, _FEWEST_ROWS = 32.0, 4096.0, 16.0, 4.0
-_BLOCKS_PER_SM = 8.0
 #: How sharply the cold start sets in.
 _SHARPNESS = 8.0
 
@@ -132,21 +131,14 @@ def _blocks(shape: Mapping[str, Num], c: Mapping[str, Num], n_sms: Num) -> Num:
     """Blocks of threads that fetch the rows: one each, or fewer where a block takes several."""
     if "spread" not in c:
         return shape["lookups"]
-    rows = _most_rows(shape["row_bytes"])
+    rows = tile_rows(shape["row_bytes"])
     return np.maximum(np.minimum(shape["lookups"], c["spread"] * n_sms), shape["lookups"] / rows)
 
 
-def _most_rows(row_bytes: Num) -> Num:
+def tile_rows(row_bytes: Num) -> Num:
     """Rows that a block's tile has room for; of fewer than four, it takes one."""
     rows = np.minimum(_TILE_BYTES / 2.0 ** np.ceil(np.log2(np.maximum(row_bytes, 1.0))), _TILE_ROWS)
     return np.where(rows < _FEWEST_ROWS, 1.0, rows)
-
-
-def tile_rows(lookups: Num, row_bytes: Num, n_sms: Num) -> Num:
-    """Rows that a block asks for at once: as many as its tile holds and still leave eight blocks for every SM."""
-    leave = 2.0 ** np.ceil(np.log2(np.maximum(np.floor(lookups / (_BLOCKS_PER_SM * n_sms)), 1.0)))
-    rows = np.minimum(_most_rows(row_bytes), leave)
-    return np.where(rows < _FEWEST_ROWS, 1.0, rows)[()]
 
 
 def missed(table_bytes: Num, coefficients: Mapping[str, Num]) -> Num:
