@@ -50,11 +50,10 @@ HBM3E_180GB = Memory(
 DDR5_4800_NODE_BYTES_PER_S = 2 * 8 * 8 * 4800e6
 DDR4_3200_NODE_BYTES_PER_S = 2 * 8 * 8 * 3200e6
 
-
 #: Between two sockets, both directions together: what devices of both read from the other one.
 UPI2_BYTES_PER_S = 2 * 4 * 32e9
 XGMI2_BYTES_PER_S = 2 * 3 * 64e9
-_UPI2 = "assumed: four UPI 2.0 links between the sockets, 32 GB/s one way each at 16 GT/s (20.8 at 10.4, xryan.net/p/295)"
+_UPI2 = "assumed: four UPI 2.0 links between the sockets, 32 GB/s one way each (20.8 at 10.4 GT/s, xryan.net/p/295)"
 _XGMI2 = "assumed: three xGMI links between the sockets, 64 GB/s one way each (72 less CRC, xryan.net/p/295)"
 
 
@@ -73,8 +72,8 @@ def host(
         bandwidth_bytes_per_s=min(share, float(pcie.bandwidth_bytes_per_s)),
         latency_s=pcie.latency_s, node_bytes_per_s=node_bytes_per_s, between_sockets_bytes_per_s=sockets[0],
         remote_fraction=0.5,
-        source=f"{source}; {sockets[1]}, crossed by half of all reads; an eighth each; bandwidth: the smaller of {share / 1e9:.1f} GB/s of DRAM and the PCIe link "
-        f"({pcie.source})",
+        source=f"{source}; an eighth each; bandwidth: the smaller of {share / 1e9:.1f} GB/s of DRAM and the PCIe link "
+        f"({pcie.source}); {sockets[1]}, crossed by half of all reads",
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def held(found: Rows, size: Num, policy: str = "lru") -> NDArray[np.float64]:
     size = np.minimum(size, n)
     if policy == "lfu":
         before = np.cumsum(found.count, axis=-1) - found.count
-        some = np.maximum(found.count, np.finfo(float).tiny)
+        some = np.where(found.count > 0, found.count, 1.0)
         return np.clip((size[..., None] - before) / some, 0.0, 1.0)
     there = -np.expm1(-found.probability * _stay(found, size)[..., None])
     return np.where((size >= n * (1.0 - 1e-12))[..., None], 1.0, there)

@@ -6,11 +6,11 @@
     few_sms      ahead: a kernel of a few programs that stay, and hold their SMs, until all rows are there
     full_grid    ahead: the kernel on all SMs, launched first. Compute waits behind it: nothing is hidden
 
-Rates are those of ``kernels.gather`` (a block per way of fetching) and ``kernels.host_copy``. Few programs are as fast as
-their reads in flight: a program asks for one tile of rows, waits a round trip, and asks for the next; together they are
-no faster than the link is beside compute. What they cost compute is the SMs they hold, or more: its kernels wait behind
-the reads in the address translation, for the share of the time in which that is busy. Devices of one host share its
-memory (``shared``).
+Rates are those of ``kernels.gather`` (a block per way of fetching) and ``kernels.host_copy``. Few programs are as fast
+as their reads in flight: a program asks for one tile of rows, waits a round trip, and asks for the next; together they
+are no faster than the link is beside compute. What they cost compute is the SMs they hold, or more: its kernels wait
+behind the reads in the address translation, for the share of the time in which that is busy. Devices of one host share
+its memory (``shared``).
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ _BUFFER_MOVES = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """Seconds of fetching an operator's rows in one way: those of the host and of the link, and of these what the bytes
-    alone would take; what it does to compute beside it, factors on the seconds to either end of a 90% interval, and where they come from."""
+    """Seconds of fetching an operator's rows in one way: those of the host and of the link, and what their bytes alone
+    would take of it; what it does to compute beside it, factors on the seconds to either end of a 90% interval, and
+    where they come from."""
 
     prepare_s: Num
     link_s: Num

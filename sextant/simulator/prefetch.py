@@ -45,8 +45,9 @@ class Fetch:
 class Beside:
     """How fetches and compute share the machine.
 
-    ``ahead``: fetches start with the pass, otherwise each when its layer could begin. While rows, or what they share the
-    link with, are on it, compute takes ``1 + slowdown`` times as long; if it ``stands``, it waits for a fetch to end before it goes on.
+    ``ahead``: fetches start with the pass, otherwise each when its layer could begin. While rows, or what they share
+    the link with, are on it, compute takes ``1 + slowdown`` times as long; if it ``stands``, it waits for a fetch to
+    end before it goes on.
     """
 
     ahead: bool = True
@@ -126,9 +127,7 @@ def played(layers_s: Sequence[Num], fetches: Sequence[Fetch], beside: Beside, ot
         waited = waited + np.maximum(done[f"fetch{fetch.layer}"] - before, 0.0)
     exposed = np.maximum(end - sum(layers_s, 0.0), 0.0)
     one_by_one = sum((fetch.prepare_s + fetch.link_s for fetch in fetches), 0.0)
-    return Pass(
-        seconds=end, exposed_s=exposed, waited_s=exposed if beside.stands else waited, fetch_s=one_by_one
-    )
+    return Pass(seconds=end, exposed_s=exposed, waited_s=exposed if beside.stands else waited, fetch_s=one_by_one)
 
 
 def hidden_from(layers_s: Sequence[Num], fetch: Fetch, beside: Beside, other_s: Num = 0.0) -> Num:
@@ -142,7 +141,7 @@ def hidden_from(layers_s: Sequence[Num], fetch: Fetch, beside: Beside, other_s: 
     last = len(layers_s) - 1
     # Layers in front of the one that waits run as they would in front of any other.
     done = finish_times(pass_tasks(layers_s, [replace(fetch, layer=last)], beside, other_s))
-    first: Num = 0.0
+    first = np.asarray(0.0)
     for layer in reversed(range(last + 1)):
         before = done[f"layer{layer - 1}"] if layer else 0.0
         first = np.where(done[f"fetch{last}"] <= before, layer + 1.0, first)

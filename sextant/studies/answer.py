@@ -182,7 +182,9 @@ def _ignored(scenario: Scenario) -> list[str]:
         **_misplaced(scenario),
         "plan.prefetch, which is about Engram tables while serving": plan.prefetch != "none" and not _fetches(scenario),
         "plan.prefetch: the tables lie in HBM": plan.prefetch != "none" and not _far(scenario),
-        "plan.cache_bytes: no Engram rows are fetched from another memory": bool(np.any(np.asarray(plan.cache_bytes) > 0))
+        "plan.cache_bytes: no Engram rows are fetched from another memory": bool(
+            np.any(np.asarray(plan.cache_bytes) > 0)
+        )
         and not _far(scenario),
         "plan.host_cache_bytes, which is about Engram tables on drives": bool(
             np.any(np.asarray(plan.host_cache_bytes) > 0)

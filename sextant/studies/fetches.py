@@ -11,7 +11,7 @@ from sextant.simulator import des, prefetch
 from sextant.simulator.chunk import layer_times
 from sextant.simulator.des import Span
 from sextant.simulator.evaluate import TimedStep
-from sextant.simulator.fetch import fetched, shared
+from sextant.simulator.fetch import Fetched, fetched, shared
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.prefetch import Beside, Fetch, Pass
 from sextant.simulator.types import Cluster, Num, Op, Scenario
@@ -22,12 +22,15 @@ from sextant.workloads.transformer import sequence_tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A pass without its fetches: seconds of each layer, in order; one Engram layer's fetch, by its way; the layers
-    (from 0) that need one; seconds of other copies on the link."""
+    """A pass without its fetches: seconds of each layer, in order; one Engram layer's fetch, by its way, with factors
+    on its seconds to both ends of a 90% interval; the layers (from 0) that need one; seconds of other copies on the
+    link."""
 
     layers_s: tuple[Num, ...]
     fetch: Fetch
     beside: Beside
+    low: float
+    high: float
     at: tuple[int, ...]
     other_s: Num
 
@@ -39,6 +42,12 @@ class Scene:
     def played(self) -> Pass:
         """The pass by its recurrence."""
         return prefetch.played(self.layers_s, self.fetches, self.beside, self.other_s)
+
+    def exposed_s(self, factor: float) -> Num:
+        """What is exposed if fetches take ``factor`` times as long."""
+        names = ("link_s", "carried_s", "prepare_s")
+        fetch = replace(self.fetch, **{name: factor * getattr(self.fetch, name) for name in names})
+        return replace(self, fetch=fetch).played().exposed_s
 
     def tasks(self) -> list[prefetch.Task]:
         """The pass as tasks."""
@@ -78,16 +87,19 @@ def scene(scenario: Scenario, timed: TimedStep, step_s: Num) -> Scene | None:
     ops = fetch_ops(timed)
     if not ops or "engram" not in timed.step.layers:
         return None
-    fetch, beside = fetching(scenario, ops, sharing(scenario))
+    cluster = sharing(scenario)
+    fetch, beside = fetching(scenario, ops, cluster)
+    ways = _ways(scenario, ops, cluster)
     at = tuple(sorted(int(layer) - 1 for layer in scenario.model.engram_layers))
     return Scene(
-        layers_s=_layers_s(scenario, timed, step_s), fetch=fetch, beside=beside, at=at, other_s=_other_s(scenario)
-    )
+        layers_s=_layers_s(scenario, timed, step_s), fetch=fetch, beside=beside, at=at, other_s=_other_s(scenario),
+        low=min(way.low for way in ways), high=max(way.high for way in ways),
+    )  # fmt: skip
 
 
 def fetching(scenario: Scenario, ops: Sequence[Op], cluster: Cluster) -> tuple[Fetch, Beside]:
     """The fetch of one Engram layer's ``ops`` on devices of ``cluster``: from several memories one after the other."""
-    ways = [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario)) for op in ops]
+    ways = _ways(scenario, ops, cluster)
     slowdown: Num = 0.0
     for way in ways:
         slowdown = np.maximum(slowdown, way.beside.slowdown)
@@ -97,6 +109,10 @@ def fetching(scenario: Scenario, ops: Sequence[Op], cluster: Cluster) -> tuple[F
         carried_s=sum((op.count * way.carried_s for op, way in zip(ops, ways, strict=True)), 0.0),
     )  # fmt: skip
     return fetch, replace(ways[0].beside, slowdown=slowdown)
+
+
+def _ways(scenario: Scenario, ops: Sequence[Op], cluster: Cluster) -> list[Fetched]:
+    return [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario)) for op in ops]
 
 
 def _layers_s(scenario: Scenario, timed: TimedStep, step_s: Num) -> tuple[Num, ...]:
@@ -158,12 +174,22 @@ def row_columns(scenario: Scenario) -> dict[str, Num]:
     return {"distinct_rows_share": rows.distinct_share, "cache_hit_rate": rows.hit_rate}
 
 
+#: What is known of a way of fetching, where that is little.
+_KNOWN = {
+    "few_sms": "prefetch: few_sms: rates of one H200 and of rows of 160 bytes (sextant.simulator.fetch)",
+    "copy_engine": "prefetch: copy_engine: assumed: copies slow compute by 3%, each device has CPU threads of its own",
+}
+
+
 def warnings(scenario: Scenario) -> list[str]:
-    """What a reader should know about the memory that devices share."""
-    if not scenario.model.engram_layers or "host" not in scenario.cluster.device.memories:
+    """What a reader should know about fetches, and about the memory that devices share."""
+    plan, cluster = scenario.plan, scenario.cluster
+    if not scenario.model.engram_layers or plan.placement.get("engram", "hbm") == "hbm":
         return []
-    alone = scenario.cluster.device.memories["host"].bandwidth_bytes_per_s
-    left = sharing(scenario).device.memories["host"].bandwidth_bytes_per_s
-    if not np.any(np.asarray(left) < np.asarray(alone)):
-        return []
-    return ["devices of one host read less than their links carry: its memory, or the links between its sockets, are shared"]
+    notes = [_KNOWN[plan.prefetch]] if plan.prefetch in _KNOWN else []
+    alone, left = (c.device.memories["host"].bandwidth_bytes_per_s for c in (cluster, sharing(scenario)))
+    if np.any(np.asarray(left) < np.asarray(alone)):
+        notes.append(
+            "devices of one host read less than their links carry: they share its memory and its sockets' links"
+        )
+    return notes

@@ -58,31 +58,46 @@ def _first(answer: Answer) -> tuple[Scenario, TimedStep, Scene] | None:
 
 
 def timeline(spans: list[Span], scene: Scene):
-    """Compute, the link and the host of one pass, a bar per layer and per fetch."""
+    """Compute, the link and the host from the start of a pass until all rows are there, a bar per layer and fetch."""
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
     rows = [stream for stream in _STREAMS if any(span.stream == stream for span in spans)]
+    end_s, shown_s = _window(spans, scene)
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.45 * len(rows)))
     kinds: dict[str, str] = {}
     for span in spans:
         kind = span.name.rstrip("0123456789")
         kinds[kind] = _COLOURS[kind]
-        left, width, y = 1e3 * span.start_s, 1e3 * (span.end_s - span.start_s), len(rows) - 1 - rows.index(span.stream)
-        axes.barh(y, width, left=left, height=0.7, color=_COLOURS[kind], edgecolor="white", lw=0.4)
-        number = int(span.name[len(kind) :])
-        if kind != "layer" or number in scene.at:
-            axes.text(left + width / 2, y, str(number + 1), ha="center", va="center", fontsize=7)
+        left, right = 1e3 * span.start_s, 1e3 * min(span.end_s, shown_s)
+        if left >= right:
+            continue
+        y = len(rows) - 1 - rows.index(span.stream)
+        axes.barh(y, right - left, left=left, height=0.7, color=_COLOURS[kind], edgecolor="white", lw=0.4)
+        number = span.name[len(kind) :]
+        if right - left > 0.02 * 1e3 * shown_s and (kind != "layer" or int(number) in scene.at):
+            axes.text((left + right) / 2, y, str(int(number) + 1), ha="center", va="center", fontsize=7)
     axes.set_yticks(range(len(rows)), rows[::-1])
-    axes.set_xlabel("ms; numbers are layers that look rows up")
+    axes.set_xlim(0.0, 1e3 * shown_s)
+    axes.set_xlabel(f"ms, of a pass of {show(end_s, 's', 3)}; numbers are layers that look rows up")
     handles = [Patch(color=colour) for colour in kinds.values()]
     figure.legend(handles, [_NAMES[kind] for kind in kinds], ncol=4, loc="lower center", bbox_to_anchor=(0.5, 0.95),
                   frameon=False)  # fmt: skip
     return figure
 
 
+def _window(spans: list[Span], scene: Scene) -> tuple[float, float]:
+    """Seconds of the pass, and of what is drawn: until the last fetch and the first layer with rows have ended."""
+    end_s = max(span.end_s for span in spans)
+    first = f"layer{scene.at[0]}"
+    last_s = max(span.end_s for span in spans if span.name == first or not span.name.startswith("layer"))
+    return end_s, min(1.2 * last_s, end_s)
+
+
 def over_bandwidth(scenario: Scenario, timed: TimedStep, scene: Scene):
     """Exposed time over the bandwidth of the memory that holds the tables, a line per way of fetching."""
+    from matplotlib.ticker import LogLocator
+
     from sextant.studies.figures import log_axis
 
     tier = scenario.plan.placement["engram"]
@@ -97,6 +112,7 @@ def over_bandwidth(scenario: Scenario, timed: TimedStep, scene: Scene):
 
     figure, axes = _lines(_BANDWIDTHS, exposed)
     log_axis(axes, lambda value: show(value, "bytes_per_s", 3))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
     axes.set_xlabel(f"bandwidth of {tier} to one device, all else as it is")
     return figure
 
@@ -125,6 +141,6 @@ def _lines(x: np.ndarray, exposed: Callable[[str], np.ndarray]):
         style = "--" if way == "full_grid" else "-"
         axes.plot(x, 1e3 * exposed(way), style, color=_WAY_COLOURS[way], lw=1.4, label=way)
     axes.set_ylabel("exposed, ms")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
     axes.legend(title="plan.prefetch", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure, axes

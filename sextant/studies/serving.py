@@ -99,7 +99,7 @@ def memory_use(scenario: Scenario) -> Capacity:
 
 
 def _far(scenario: Scenario, tier: str) -> Capacity:
-    """Memory of the host, or its drives, that one device accounts for: its share of the node's copy of Engram tables."""
+    """Memory of the host, or its drives, that one device accounts for: its share of the node's copy of the tables."""
     tables = residency.table_bytes(scenario.model, scenario.plan, scenario.load.phase, node_size(scenario))
     return capacity(scenario.cluster.device, tier, {"engram_tables": tables[tier]})
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from sextant.simulator.evaluate import time_ops
 from sextant.simulator.types import Num, Op, Scenario
 from sextant.studies.fetches import node_size

@@ -16,9 +16,7 @@ from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.residency import device_parameters, linear_parameters, replicas
 
 
-def optimizer_step(
-    model, plan: Plan, layers: Mapping[str, Num], node_size: Num, touched_fraction: Num = 1.0
-) -> Step:
+def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num, touched_fraction: Num = 1.0) -> Step:
     """Operators of the optimizer on a device that holds ``layers`` occurrences of each part; ``touched_fraction`` of
     the rows of Engram tables are updated (``touched_fraction_of``).
 
