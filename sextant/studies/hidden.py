@@ -80,7 +80,7 @@ def _largest(hidden: Hidden, low: Num, high: Num, n_points: int) -> NDArray[np.f
         middle = 0.5 * (at + over)
         found = np.broadcast_to(hidden(np.exp(middle)), (n_points,))
         at, over = np.where(found, middle, at), np.where(found, over, middle)
-    return np.where(all_, np.exp(most), np.where(some, np.exp(at), 0.0))
+    return np.where(all_, high, np.where(some, np.exp(at), 0.0))
 
 
 def _batches(scenario: Scenario, n_points: int) -> dict[str, Num]:
