@@ -75,11 +75,11 @@ def seen(probability: NDArray[np.float64], draws: Num) -> NDArray[np.float64]:
     return np.where(certain, np.minimum(np.asarray(draws, dtype=float)[..., None], 1.0), some)
 
 
-def distinct_share(n_rows: Num, exponent: Num, draws: Num) -> Num:
+def distinct_share(found: Rows, draws: Num) -> Num:
     """Different rows among ``draws`` lookups, as a share of the draws: in (0, 1]. InputError without a draw."""
     if np.any(np.asarray(draws) <= 0):
         raise InputError(f"draws: a share of no lookups means nothing, got {np.min(draws):g}; give 1 or more")
-    return np.minimum(distinct(rows(n_rows, exponent), draws) / draws, 1.0)
+    return np.minimum(distinct(found, draws) / draws, 1.0)
 
 
 def likeliest_exponent(counts: NDArray[np.float64]) -> float:

@@ -164,14 +164,17 @@ def _end_s(spans: Sequence[Span]) -> float:
 
 
 def row_columns(scenario: Scenario) -> dict[str, Num]:
-    """``distinct_rows_share`` and ``cache_hit_rate`` of a pass, where the plan asks for either."""
+    """``distinct_rows_share`` and hit rates of a pass, where the plan fetches rows once or caches them."""
     model, load, plan = scenario.model, scenario.load, scenario.plan
     access = table_rows.access(plan, load)
-    if access.plain:
+    if access.plain and not np.any(np.asarray(access.host_cache_bytes) > 0):
         return {}
     tokens = load.batch * (1.0 if load.phase == "decode" else sequence_tokens(model, load))
     rows = table_rows.moved_rows(model, access, tokens, plan.placement.get("engram", "hbm"))
-    return {"distinct_rows_share": rows.distinct_share, "cache_hit_rate": rows.hit_rate}
+    return {
+        "distinct_rows_share": rows.distinct_share, "cache_hit_rate": rows.hit_rate,
+        "host_cache_hit_rate": rows.host_hit_rate,
+    }  # fmt: skip
 
 
 #: What is known of a way of fetching, where that is little.

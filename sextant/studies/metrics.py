@@ -63,6 +63,7 @@ _SERVING = (
     Metric(name="exposed_fetch_s", label="of that exposed", unit="s"),
     Metric(name="distinct_rows_share", label="different rows among those looked up", percent=True),
     Metric(name="cache_hit_rate", label="lookups that the cache answers", percent=True),
+    Metric(name="host_cache_hit_rate", label="that the host's cache answers", percent=True, headline=False),
     Metric(name="waited_fetch_s", label="waiting for rows", unit="s", headline=False),
     Metric(name="hidden_bandwidth_bytes_per_s", label="bandwidth that hides it", unit="bytes_per_s", headline=False),
     Metric(name="hidden_from_layer", label="layer that hides it", headline=False),

@@ -66,6 +66,7 @@ STUDY = Study(
     columns=(
         "fetch_s", "exposed_fetch_s", "hidden_bandwidth_bytes_per_s", "hidden_from_layer", "hidden_rows_per_token",
         "hidden_table_bytes", "first_free_batch", "last_free_batch", "distinct_rows_share", "cache_hit_rate",
+        "host_cache_hit_rate",
         "touched_rows_share", "row_exchange_s", "table_update_s", "dense_table_update_s",
     ),
     figures=prefetch_figures.figures,

@@ -32,19 +32,19 @@ def test_ranges_of_rank_are_the_rows(n_rows, exponent):
 @given(st.floats(1, 1e8), st.floats(0, 3), st.floats(1, 1e8), st.floats(1, 100))
 def test_different_rows_are_a_share_that_falls(n_rows, exponent, draws, factor):
     """In (0, 1], never more than the rows that there are, less the more is drawn and the steeper the law."""
-    share = zipf.distinct_share(n_rows, exponent, draws)
+    found = zipf.rows(n_rows, exponent)
+    share = zipf.distinct_share(found, draws)
     assert 0.0 < share <= 1.0
     assert share * draws <= n_rows * (1 + 1e-9)
-    assert zipf.distinct_share(n_rows, exponent, draws * factor) <= share * (1 + 1e-9)
-    assert zipf.distinct_share(n_rows, exponent + 0.5, draws) <= share * (1 + 1e-6)
+    assert zipf.distinct_share(found, draws * factor) <= share * (1 + 1e-9)
+    assert zipf.distinct_share(zipf.rows(n_rows, exponent + 0.5), draws) <= share * (1 + 1e-6)
 
 
 def test_arrays_of_points_are_the_points():
     n_rows, exponents, draws = np.array([10.0, 1e4, 1e8]), np.array([0.3, 1.0, 1.4]), np.array([5.0, 1e3, 1e6])
-    together = zipf.distinct_share(n_rows, exponents, draws)
-    assert together == pytest.approx(
-        [zipf.distinct_share(*point) for point in zip(n_rows, exponents, draws, strict=True)]
-    )
+    together = zipf.distinct_share(zipf.rows(n_rows, exponents), draws)
+    alone = [zipf.distinct_share(zipf.rows(n, s), m) for n, s, m in zip(n_rows, exponents, draws, strict=True)]
+    assert together == pytest.approx(alone)
 
 
 def test_different_rows_of_drawn_lookups():
@@ -69,7 +69,7 @@ def test_the_exponent_is_found_again(exponent):
     [
         (lambda: zipf.rows(0.0, 1.0), "a table needs a row, got 0"),
         (lambda: zipf.rows(10.0, -1.0), "popularity falls with the rank, got -1; give 0 or more"),
-        (lambda: zipf.distinct_share(10.0, 1.0, 0.0), "a share of no lookups means nothing, got 0; give 1 or more"),
+        (lambda: zipf.distinct_share(zipf.rows(10.0, 1.0), 0.0), "a share of no lookups means nothing, got 0; give 1"),
         (lambda: zipf.likeliest_exponent(np.array([3.0])), "two rows at least"),
         (lambda: zipf.likeliest_exponent(np.zeros(9)), "how often each row was looked up"),
     ],

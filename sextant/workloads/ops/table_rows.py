@@ -39,18 +39,20 @@ EVERY = Access()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
     """Of the rows that each table is asked for by a batch: ``distinct_share`` different ones (over lookups),
-    ``hit_rate`` of lookups that the cache in HBM answers, and ``fetched``, the rows fetched per lookup, by tier."""
+    ``hit_rate`` of lookups that the cache in HBM answers, ``host_hit_rate`` that the host's cache
+    answers behind it, and ``fetched``, the rows fetched per lookup, by tier."""
 
     distinct_share: Num = 1.0
     hit_rate: Num = 0.0
+    host_hit_rate: Num = 0.0
     fetched: dict[str, Num] = field(default_factory=dict)
 
 
-def access(plan: Plan, load: Load | None = None) -> Access:
+def access(plan: Plan, load: Load) -> Access:
     """What a plan, and a load's law, say about rows."""
     return Access(
-        exponent=0.0 if load is None else load.zipf_exponent, deduplicate=plan.deduplicate,
-        cache_bytes=plan.cache_bytes, host_cache_bytes=plan.host_cache_bytes, policy=plan.cache_policy,
+        exponent=load.zipf_exponent, deduplicate=plan.deduplicate, cache_bytes=plan.cache_bytes,
+        host_cache_bytes=plan.host_cache_bytes, policy=plan.cache_policy,
     )  # fmt: skip
 
 
@@ -61,20 +63,23 @@ def cached_rows(model, cache_bytes: Num) -> Num:
 
 def moved_rows(model, given: Access, n_tokens: Num, tier: str) -> Moved:
     """The rows of one table that ``n_tokens`` lookups at once move, if the tables lie in ``tier``."""
-    if given.plain and not (tier == "nvme" and np.any(np.asarray(given.host_cache_bytes) > 0)):
+    on_host = tier == "nvme" and bool(np.any(np.asarray(given.host_cache_bytes) > 0))
+    if given.plain and not on_host:
         return Moved(fetched={tier: 1.0})
     law = zipf.rows(model.engram_rows, given.exponent)
     near = cached_rows(model, given.cache_bytes) if tier != "hbm" else 0.0
-    share = np.minimum(zipf.distinct(law, n_tokens) / n_tokens, 1.0)
+    below = cached_rows(model, given.host_cache_bytes) if on_host else 0.0
+    near_hits, host_hits, _ = cache.tiers(law, [near, below], given.policy)
 
     def past(size: Num) -> Num:
         return cache.fetched(law, n_tokens, size, given.policy, deduplicated=given.deduplicate) / n_tokens
 
     fetched = {tier: past(near)}
-    if tier == "nvme":
-        far = past(np.maximum(near, cached_rows(model, given.host_cache_bytes)))
+    if on_host:
+        far = past(np.maximum(near, below))
         fetched = {"host": fetched[tier] - far, tier: far}
-    return Moved(distinct_share=share, hit_rate=cache.hit_rate(law, near, given.policy), fetched=fetched)
+    share = zipf.distinct_share(law, n_tokens)
+    return Moved(distinct_share=share, hit_rate=near_hits, host_hit_rate=host_hits, fetched=fetched)
 
 
 def touched_share(model, exponent: Num, n_tokens: Num) -> Num:
