@@ -9,7 +9,7 @@ floor and therefore 0 here; ``rows_per_s`` stays unlimited where the fitted gath
 from __future__ import annotations
 
 from sextant.hwmodels.links import PCIE4_X16, PCIE5_X16
-from sextant.simulator.types import Link, Memory
+from sextant.simulator.types import HostMemory, Link, Memory
 
 GIB = 2.0**30
 DEVICES_PER_NODE = 8
@@ -53,13 +53,13 @@ DDR4_3200_NODE_BYTES_PER_S = 2 * 8 * 8 * 3200e6
 #: Between two sockets, both directions together: what devices of both read from the other one.
 UPI2_BYTES_PER_S = 2 * 4 * 32e9
 XGMI2_BYTES_PER_S = 2 * 3 * 64e9
-_UPI2 = "assumed: four UPI 2.0 links between the sockets, 32 GB/s one way each (20.8 at 10.4 GT/s, xryan.net/p/295)"
-_XGMI2 = "assumed: three xGMI links between the sockets, 64 GB/s one way each (72 less CRC, xryan.net/p/295)"
+_UPI2 = "assumed: four UPI 2.0 links of 32 GB/s one way each (20.8 at 10.4 GT/s, xryan.net/p/295)"
+_XGMI2 = "assumed: three xGMI links of 64 GB/s one way each (72 less CRC, xryan.net/p/295)"
 
 
 def host(
     node_bytes_per_s: float, pcie: Link, node_capacity_bytes: float, source: str, sockets: tuple[float, str]
-) -> Memory:
+) -> HostMemory:
     """The DRAM of a node of eight as one device sees it while all eight read.
 
     Bandwidth is the smaller of the device's share of DRAM and its PCIe line rate, one direction; the share of that
@@ -67,13 +67,13 @@ def host(
     turn, so half of all reads cross ``sockets`` (bytes/s, and where they come from).
     """
     share = node_bytes_per_s / DEVICES_PER_NODE
-    return Memory(
+    return HostMemory(
         capacity_bytes=node_capacity_bytes / DEVICES_PER_NODE,
         bandwidth_bytes_per_s=min(share, float(pcie.bandwidth_bytes_per_s)),
         latency_s=pcie.latency_s, node_bytes_per_s=node_bytes_per_s, between_sockets_bytes_per_s=sockets[0],
         remote_fraction=0.5,
         source=f"{source}; an eighth each; bandwidth: the smaller of {share / 1e9:.1f} GB/s of DRAM and the PCIe link "
-        f"({pcie.source}); {sockets[1]}, crossed by half of all reads",
+        f"({pcie.source}); half of all reads cross {sockets[1]}",
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import estimate, gather, operator, reshape
 from sextant.simulator.prefetch import Beside
-from sextant.simulator.types import Cluster, Device, Estimate, Memory, Num, Op
+from sextant.simulator.types import Cluster, Device, Estimate, HostMemory, Num, Op
 
 WAYS = ("none", "tokens", "copy_engine", "few_sms", "full_grid")
 
@@ -134,19 +134,20 @@ def _gathered_s(op: Op, cluster: Cluster, n_sharing: Num) -> tuple[Num, Estimate
     whole = estimate(reshape(replace(op, variant="cpu_copy")), there)
     copy = operator("host_copy", op.name, "bf16", {"bytes": lookups * row_bytes}, variant="h2d")
     moved = lookups * (gather.sectors_bytes(row_bytes, "host") + _BUFFER_MOVES * row_bytes)
-    least_s = n_sharing * moved / host.node_bytes_per_s
+    least_s = n_sharing * moved / host.node_bytes_per_s if isinstance(host, HostMemory) else 0.0
     return np.maximum(whole.seconds - estimate(copy, there).seconds, least_s), whole
 
 
 def shared(device: Device, n_sharing: Num) -> Device:
     """``device`` while ``n_sharing`` devices read their host's memory at once, each an equal share: of what all its
     channels give, and of the links between its sockets, which ``remote_fraction`` of the bytes cross."""
-    if "host" not in device.memories:
+    host = device.memories.get("host")
+    if not isinstance(host, HostMemory):
         return device
-    return replace(device, memories={**device.memories, "host": _share(device.memories["host"], n_sharing)})
+    return replace(device, memories={**device.memories, "host": _share(host, n_sharing)})
 
 
-def _share(host: Memory, n: Num) -> Memory:
+def _share(host: HostMemory, n: Num) -> HostMemory:
     remote = n * np.asarray(host.remote_fraction, dtype=float)
     between = np.where(remote > 0, host.between_sockets_bytes_per_s / np.where(remote > 0, remote, 1.0), np.inf)
     rate = np.minimum(np.minimum(host.bandwidth_bytes_per_s, host.node_bytes_per_s / n), between)

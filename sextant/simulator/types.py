@@ -28,11 +28,7 @@ PROVENANCES = ("measured", "fitted", "published", "datasheet", "assumed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """One memory tier of a device (``hbm``), or of its host (``host``, ``nvme``).
-
-    Of a host's memory ``node_bytes_per_s`` is what all devices together can read; ``remote_fraction`` of what a device
-    reads lies at another socket than its own, ``between_sockets_bytes_per_s`` away for all devices, both ways together.
-    """
+    """One memory tier of a device (``hbm``), or of its host (``host``, ``nvme``)."""
 
     capacity_bytes: Num
     bandwidth_bytes_per_s: Num
@@ -40,10 +36,20 @@ class Memory:
     rows_per_s: Num = float("inf")
     energy_j_per_byte: Num = 0.0
     price_usd: Num = 0.0
-    node_bytes_per_s: Num = float("inf")
-    between_sockets_bytes_per_s: Num = float("inf")
-    remote_fraction: Num = 0.0
     source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory(Memory):
+    """A host's memory, which all devices of a node share: ``node_bytes_per_s`` is what they can read together.
+
+    ``remote_fraction`` of what a device reads lies at another socket than its own, and crosses links that carry
+    ``between_sockets_bytes_per_s`` for all devices, both ways together.
+    """
+
+    node_bytes_per_s: Num
+    between_sockets_bytes_per_s: Num
+    remote_fraction: Num
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

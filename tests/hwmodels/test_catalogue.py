@@ -123,9 +123,10 @@ def test_host_is_limited_by_pcie_and_by_dram() -> None:
     """A device gets the smaller of its DRAM share and its PCIe link, whichever that is."""
     from sextant.hwmodels import links, memories
 
-    narrow = memories.host(8 * 10e9, links.PCIE5_X16, 1e12, "x")
+    sockets = (memories.UPI2_BYTES_PER_S, "y")
+    narrow = memories.host(8 * 10e9, links.PCIE5_X16, 1e12, "x", sockets)
     assert narrow.bandwidth_bytes_per_s == 10e9
-    assert memories.host(8 * 1e12, links.PCIE5_X16, 1e12, "x").bandwidth_bytes_per_s == 64e9
+    assert memories.host(8 * 1e12, links.PCIE5_X16, 1e12, "x", sockets).bandwidth_bytes_per_s == 64e9
     assert memories.HOST_DDR5_PCIE5.bandwidth_bytes_per_s == 64e9
     assert pytest.approx(614.4e9) == memories.DDR5_4800_NODE_BYTES_PER_S
 
