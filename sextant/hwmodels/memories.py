@@ -50,41 +50,31 @@ HBM3E_180GB = Memory(
 DDR5_4800_NODE_BYTES_PER_S = 2 * 8 * 8 * 4800e6
 DDR4_3200_NODE_BYTES_PER_S = 2 * 8 * 8 * 3200e6
 
-#: Between two sockets, both directions together: what devices of both read from the other one.
-UPI2_BYTES_PER_S = 2 * 4 * 32e9
-XGMI2_BYTES_PER_S = 2 * 3 * 64e9
-_UPI2 = "assumed: four UPI 2.0 links of 32 GB/s one way each (20.8 at 10.4 GT/s, xryan.net/p/295)"
-_XGMI2 = "assumed: three xGMI links of 64 GB/s one way each (72 less CRC, xryan.net/p/295)"
 
-
-def host(
-    node_bytes_per_s: float, pcie: Link, node_capacity_bytes: float, source: str, sockets: tuple[float, str]
-) -> HostMemory:
+def host(node_bytes_per_s: float, pcie: Link, node_capacity_bytes: float, source: str) -> HostMemory:
     """The DRAM of a node of eight as one device sees it while all eight read.
 
     Bandwidth is the smaller of the device's share of DRAM and its PCIe line rate, one direction; the share of that
-    which a copy or a gather reaches belongs to its fit. A node's one copy of a table lies in pages of both sockets in
-    turn, so half of all reads cross ``sockets`` (bytes/s, and where they come from).
+    which a copy or a gather reaches belongs to its fit.
     """
     share = node_bytes_per_s / DEVICES_PER_NODE
     return HostMemory(
         capacity_bytes=node_capacity_bytes / DEVICES_PER_NODE,
         bandwidth_bytes_per_s=min(share, float(pcie.bandwidth_bytes_per_s)),
-        latency_s=pcie.latency_s, node_bytes_per_s=node_bytes_per_s, between_sockets_bytes_per_s=sockets[0],
-        remote_fraction=0.5,
+        latency_s=pcie.latency_s,
         source=f"{source}; an eighth each; bandwidth: the smaller of {share / 1e9:.1f} GB/s of DRAM and the PCIe link "
-        f"({pcie.source}); half of all reads cross {sockets[1]}",
+        f"({pcie.source})",
     )  # fmt: skip
 
 
 HOST_DDR5_PCIE5 = host(
     DDR5_4800_NODE_BYTES_PER_S, PCIE5_X16, 2e12,
     "assumed: 2 TB and two sockets of eight DDR5-4800 channels per node, 614.4 GB/s (ai-hpc.org STREAM guide for the "
-    "bandwidth; 2 TB as in NVIDIA's MLPerf Inference v4.1 H200 system)", (UPI2_BYTES_PER_S, _UPI2),
+    "bandwidth; 2 TB as in NVIDIA's MLPerf Inference v4.1 H200 system)",
 )  # fmt: skip
 HOST_DDR4_PCIE4 = host(
     DDR4_3200_NODE_BYTES_PER_S, PCIE4_X16, 2e12,
-    "assumed: 2 TB and two sockets of eight DDR4-3200 channels per node, 409.6 GB/s", (XGMI2_BYTES_PER_S, _XGMI2),
+    "assumed: 2 TB and two sockets of eight DDR4-3200 channels per node, 409.6 GB/s",
 )  # fmt: skip
 
 NVME = Memory(

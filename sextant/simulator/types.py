@@ -41,15 +41,15 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostMemory(Memory):
-    """A host's memory, which all devices of a node share: ``node_bytes_per_s`` is what they can read together.
+    """A host's memory, of which ``bandwidth_bytes_per_s`` is what a device gets while all of its node read.
 
-    ``remote_fraction`` of what a device reads lies at another socket than its own, and crosses links that carry
-    ``between_sockets_bytes_per_s`` for all devices, both ways together.
+    To have them share more closely: ``node_bytes_per_s`` is what they read together, and ``remote_fraction`` of it lies
+    at another socket than the device that reads, across links of ``between_sockets_bytes_per_s``, both ways together.
     """
 
-    node_bytes_per_s: Num
-    between_sockets_bytes_per_s: Num
-    remote_fraction: Num
+    node_bytes_per_s: Num = float("inf")
+    between_sockets_bytes_per_s: Num = float("inf")
+    remote_fraction: Num = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

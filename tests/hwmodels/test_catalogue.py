@@ -36,7 +36,7 @@ def test_device_is_positive_and_named_after_its_file(name: str) -> None:
     assert {"bf16", "tf32"} <= set(device.peak_flops_per_s)
     assert {"hbm", "host", "nvme"} <= set(device.memories)
     ignored = ("name", "source.", "kernels.")
-    may_be_zero = ("latency_s", "energy_j_per_byte", "price_usd", "clock_spread", "n_held_sms")
+    may_be_zero = ("latency_s", "energy_j_per_byte", "price_usd", "clock_spread", "n_held_sms", "remote_fraction")
     for path, value in paths.leaves(device).items():
         if path.startswith(ignored) or path.endswith(".source") or path in ("source", "kernels"):
             continue
@@ -123,10 +123,9 @@ def test_host_is_limited_by_pcie_and_by_dram() -> None:
     """A device gets the smaller of its DRAM share and its PCIe link, whichever that is."""
     from sextant.hwmodels import links, memories
 
-    sockets = (memories.UPI2_BYTES_PER_S, "y")
-    narrow = memories.host(8 * 10e9, links.PCIE5_X16, 1e12, "x", sockets)
+    narrow = memories.host(8 * 10e9, links.PCIE5_X16, 1e12, "x")
     assert narrow.bandwidth_bytes_per_s == 10e9
-    assert memories.host(8 * 1e12, links.PCIE5_X16, 1e12, "x", sockets).bandwidth_bytes_per_s == 64e9
+    assert memories.host(8 * 1e12, links.PCIE5_X16, 1e12, "x").bandwidth_bytes_per_s == 64e9
     assert memories.HOST_DDR5_PCIE5.bandwidth_bytes_per_s == 64e9
     assert pytest.approx(614.4e9) == memories.DDR5_4800_NODE_BYTES_PER_S
 

@@ -99,13 +99,17 @@ def test_eight_programs_lose_what_they_were_seen_to_lose():
 
 
 def test_two_gpus_of_one_host_are_as_fast_as_one():
-    """As measured: no gather from the host takes 5% longer, and `shared` takes nothing away."""
+    """As measured: no gather from the host takes 6% longer; the channels and links of a datasheet take nothing away."""
     seen = {(r["dim"], r["lookups"], r["n_active"]): float(r["us"]) for r in rows("h100_x2_host_memory.csv")
             if r["op"] == "gather"}  # fmt: skip
     for (dim, lookups, n_active), us in seen.items():
         if n_active == "2":
             assert us < 1.06 * seen[dim, lookups, "1"]
-    assert shared(H200.device, 2.0).memories["host"] == H200.device.memories["host"]
+    channels = replace(
+        H200.device.memories["host"], node_bytes_per_s=614.4e9, between_sockets_bytes_per_s=256e9, remote_fraction=0.5
+    )
+    node = replace(H200.device, memories={**H200.device.memories, "host": channels})
+    assert shared(node, 2.0).memories["host"] == channels
 
 
 def test_a_shared_host_gives_each_an_equal_part():
