@@ -28,8 +28,8 @@ class Shape:
     their redundant copies, ``skew`` how unevenly they are chosen, ``n_comm_sms`` the SMs that run the exchange of
     experts in normal mode. ``n_images`` of ``image_height`` x ``image_width`` pixels are encoded per sequence.
     ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training,
-    ``access`` which of their rows move. ``fused``: attention keeps its scores to itself. ``fused_streams``, ``n_stages``: as in
-    ``Place``.
+    ``access`` which of their rows move. ``fused``: attention keeps its scores to itself. ``fused_streams``,
+    ``n_stages``: as in ``Place``.
     """
 
     phase: str
