@@ -9,7 +9,7 @@ floor and therefore 0 here; ``rows_per_s`` stays unlimited where the fitted gath
 from __future__ import annotations
 
 from sextant.hwmodels.links import PCIE4_X16, PCIE5_X16
-from sextant.simulator.types import Link, Memory
+from sextant.simulator.types import HostMemory, Link, Memory
 
 GIB = 2.0**30
 DEVICES_PER_NODE = 8
@@ -51,20 +51,20 @@ DDR5_4800_NODE_BYTES_PER_S = 2 * 8 * 8 * 4800e6
 DDR4_3200_NODE_BYTES_PER_S = 2 * 8 * 8 * 3200e6
 
 
-def host(node_bytes_per_s: float, pcie: Link, node_capacity_bytes: float, source: str) -> Memory:
+def host(node_bytes_per_s: float, pcie: Link, node_capacity_bytes: float, source: str) -> HostMemory:
     """The DRAM of a node of eight as one device sees it while all eight read.
 
     Bandwidth is the smaller of the device's share of DRAM and its PCIe line rate, one direction; the share of that
     which a copy or a gather reaches belongs to its fit.
     """
     share = node_bytes_per_s / DEVICES_PER_NODE
-    return Memory(
+    return HostMemory(
         capacity_bytes=node_capacity_bytes / DEVICES_PER_NODE,
         bandwidth_bytes_per_s=min(share, float(pcie.bandwidth_bytes_per_s)),
         latency_s=pcie.latency_s,
         source=f"{source}; an eighth each; bandwidth: the smaller of {share / 1e9:.1f} GB/s of DRAM and the PCIe link "
         f"({pcie.source})",
-    )
+    )  # fmt: skip
 
 
 HOST_DDR5_PCIE5 = host(

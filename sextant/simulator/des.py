@@ -30,6 +30,7 @@ def simulate_tasks(tasks: Sequence[Task]) -> list[Span]:
     env = simpy.Environment()
     ended = {task.name: env.event() for task in tasks}
     spans: dict[str, Span] = {}
+    busy = {task.beside: _Busy(env) for task in tasks if task.beside}
 
     def stream(name: str) -> Generator[simpy.Event, object, None]:
         for task in tasks:
@@ -39,7 +40,14 @@ def simulate_tasks(tasks: Sequence[Task]) -> list[Span]:
                 if not ended[before].processed:
                     yield ended[before]
             start = env.now
-            yield env.timeout(float(task.seconds))
+            if name in busy:
+                busy[name].change(True)
+            if task.beside:
+                yield from _beside(env, task, busy[task.beside])
+            else:
+                yield env.timeout(float(task.seconds))
+            if name in busy:
+                busy[name].change(False)
             spans[task.name] = Span(name=task.name, track="device", stream=name, start_s=start, end_s=env.now)
             ended[task.name].succeed()
 
@@ -49,6 +57,29 @@ def simulate_tasks(tasks: Sequence[Task]) -> list[Span]:
     stuck = [task.name for task in tasks if task.name not in spans]
     assert not stuck, f"tasks wait for each other: {', '.join(stuck[:5])}"
     return [spans[task.name] for task in tasks]
+
+
+class _Busy:
+    """Whether a stream works, and an event that tells when this changes."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self.env, self.now, self.changed = env, False, env.event()
+
+    def change(self, now: bool) -> None:
+        self.now, event, self.changed = now, self.changed, self.env.event()
+        event.succeed()
+
+
+def _beside(env: simpy.Environment, task: Task, other: _Busy) -> Generator[simpy.Event, object, None]:
+    """Work on ``task``, more slowly whenever ``other`` works."""
+    left = float(task.seconds)
+    while True:
+        pace = 1.0 + float(task.slowdown) if other.now else 1.0
+        start, done = env.now, env.timeout(left * pace)
+        yield done | other.changed
+        if done.processed:
+            return
+        left = max(left - (env.now - start) / pace, 0.0)
 
 
 def makespan_s(spans: Sequence[Span]) -> float:

@@ -16,27 +16,48 @@ from sextant.simulator.types import Num
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """``seconds`` of work on ``stream``, issued in list order, after the tasks named in ``after``."""
+    """``seconds`` of work on ``stream``, issued in list order, after the tasks named in ``after``.
+
+    While tasks run on the stream ``beside``, it takes ``1 + slowdown`` times as long.
+    """
 
     name: str
     stream: str
     seconds: Num
     after: tuple[str, ...] = ()
+    beside: str = ""
+    slowdown: Num = 0.0
 
 
 def finish_times(tasks: Sequence[Task]) -> dict[str, Num]:
     """When each task ends, in seconds from the start; arrays of shape (n_points,) where any input is one.
 
-    Tasks must be listed in issue order: a KeyError means that one waits for a task not yet listed.
+    Tasks must be listed in issue order: a KeyError means that one waits for a task not yet listed. What runs beside a
+    task must be listed before it.
     """
     done: dict[str, Num] = {}
     free: dict[str, Num] = {}
+    busy: dict[str, list[tuple[Num, Num]]] = {task.beside: [] for task in tasks if task.beside}
     for task in tasks:
         start = free.get(task.stream, 0.0)
         for name in task.after:
             start = np.maximum(start, done[name])
-        done[task.name] = free[task.stream] = start + task.seconds
+        end = _slowed_end(start, task, busy[task.beside]) if task.beside else start + task.seconds
+        done[task.name] = free[task.stream] = end
+        if task.stream in busy:
+            busy[task.stream].append((start, end))
     return done
+
+
+def _slowed_end(start: Num, task: Task, busy: Sequence[tuple[Num, Num]]) -> Num:
+    """When a task from ``start`` on ends that others slow down in the intervals ``busy``, one after the other."""
+    now, left = start, task.seconds
+    for begin, end in busy:
+        alone = np.minimum(left, np.maximum(begin - now, 0.0))
+        now, left = now + alone, left - alone
+        beside = np.minimum(left, np.maximum(end - np.maximum(now, begin), 0.0) / (1.0 + task.slowdown))
+        now, left = now + beside * (1.0 + task.slowdown), left - beside
+    return now + left
 
 
 def makespan_s(tasks: Sequence[Task]) -> Num:

@@ -39,6 +39,19 @@ class Memory:
     source: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory(Memory):
+    """A host's memory, of which ``bandwidth_bytes_per_s`` is what a device gets while all of its node read.
+
+    To have them share more closely: ``node_bytes_per_s`` is what they read together, and ``remote_fraction`` of it lies
+    at another socket than the device that reads, across links of ``between_sockets_bytes_per_s``, both ways together.
+    """
+
+    node_bytes_per_s: Num = float("inf")
+    between_sockets_bytes_per_s: Num = float("inf")
+    remote_fraction: Num = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Correction:
     """A learned factor on a kernel's seconds (``simulator.kernels.correction``).
@@ -221,6 +234,10 @@ class Plan:
     likewise, ``unfused``: every operator of mHC a kernel of its own. With ``blocking_sends`` a stage computes nothing
     while it sends; with ``early_sends`` a message leaves once its tensor is there, not at the end of its chunk, and a
     stage that makes streams again does so before its gradient has come.
+    ``prefetch`` is how rows come from where ``placement`` has them (``simulator.fetch``); ``deduplicate`` fetches every
+    row of a batch once. ``cache_bytes`` of HBM hold rows that were fetched before, ``host_cache_bytes`` of the host's
+    memory those of a table on its drives, by ``cache_policy``. With ``sparse_optimizer`` a step updates only the rows
+    that it looked up.
     """
 
     tensor: Num = 1.0
@@ -247,6 +264,11 @@ class Plan:
     hyper_connections: str = "fused"
     blocking_sends: bool = False
     early_sends: bool = False
+    deduplicate: bool = False
+    cache_bytes: Num = 0.0
+    host_cache_bytes: Num = 0.0
+    cache_policy: str = "lru"
+    sparse_optimizer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +286,8 @@ class Load:
     ``routing``: ``balanced``, ``power_law_A`` (loads of experts follow a power law of exponent A) or ``counts``
     (``expert_tokens``, one number per routed expert, in their order, of any scale).
     A model with an image encoder trains on ``n_images`` per sequence, whose tokens ``context_tokens`` includes.
+    Rows of a table are looked up by Zipf's law of ``zipf_exponent`` (0: all alike). A pass copies ``copied_bytes`` from
+    the host besides, such as keys and values that lie there.
     """
 
     phase: str
@@ -277,6 +301,8 @@ class Load:
     image_width: Num = 384.0
     guidance: bool = True
     n_steps: Num = 0.0
+    zipf_exponent: Num = 0.0
+    copied_bytes: Num = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

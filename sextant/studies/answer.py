@@ -181,9 +181,24 @@ def _ignored(scenario: Scenario) -> list[str]:
         and bool(np.all(np.asarray(scenario.model.n_streams) <= 1)),
         **_misplaced(scenario),
         "plan.prefetch, which is about Engram tables while serving": plan.prefetch != "none" and not _fetches(scenario),
-        "plan.prefetch: the tables lie in HBM": plan.prefetch != "none" and plan.placement.get("engram") != "host",
+        "plan.prefetch: the tables lie in HBM": plan.prefetch != "none" and not _far(scenario),
+        "plan.cache_bytes: no Engram rows are fetched from another memory": bool(
+            np.any(np.asarray(plan.cache_bytes) > 0)
+        )
+        and not _far(scenario),
+        "plan.host_cache_bytes, which is about Engram tables on drives": bool(
+            np.any(np.asarray(plan.host_cache_bytes) > 0)
+        )
+        and not (_far(scenario) and plan.placement.get("engram") == "nvme"),
+        "plan.sparse_optimizer, which is about Engram tables in training": plan.sparse_optimizer
+        and not (bool(scenario.model.engram_layers) and training),
     }
     return [f"not used: {text}" for text, hit in unused.items() if hit]
+
+
+def _far(scenario: Scenario) -> bool:
+    """Whether a phase fetches Engram rows from another memory than HBM."""
+    return _fetches(scenario) and scenario.plan.placement.get("engram", "hbm") != "hbm"
 
 
 def _fetches(scenario: Scenario) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sextant import hwmodels
+from sextant.simulator.cache import POLICIES
 from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.fetch import WAYS
 from sextant.simulator.schedule import NAMES
 from sextant.studies import metrics, model_file, study
 from sextant.studies.layers import Catalogue
@@ -25,9 +27,10 @@ CHOICES = {
     "plan.formats": tuple(RECIPES),
     "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "attention", "full"),
     "load.phase": PHASES,
-    "plan.prefetch": ("none", "tokens"),
+    "plan.prefetch": WAYS,
+    "plan.cache_policy": POLICIES,
     "plan.checkpoint": ("file_system", "host"),
-    "plan.placement.engram": ("hbm", "host"),
+    "plan.placement.engram": ("hbm", "host", "nvme"),
     "plan.placement.optimizer": ("hbm", "host"),
     "plan.placement.activations": ("hbm", "host"),
     "plan.placement.ema": ("hbm", "host"),

@@ -12,8 +12,9 @@ from sextant.simulator.evaluate import TimedStep, interval, is_message, provenan
 from sextant.simulator.result import result
 from sextant.simulator.types import Flag, Num, Op, Result, Scenario
 from sextant.studies.breakdown import breakdown
+from sextant.studies.fetches import node_size
 from sextant.studies.limits import plan_limits
-from sextant.studies.serving import memory_use, node_size
+from sextant.studies.serving import memory_use
 from sextant.workloads import imaging
 from sextant.workloads.shard import shard
 

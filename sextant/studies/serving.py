@@ -16,7 +16,9 @@ from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.result import result
 from sextant.simulator.spread import paced
 from sextant.simulator.types import Flag, Num, Op, Plan, Result, Scenario
+from sextant.studies import fetches
 from sextant.studies.breakdown import breakdown
+from sextant.studies.fetches import node_size
 from sextant.studies.limits import plan_limits
 from sextant.workloads import parameters, residency
 from sextant.workloads.shard import shard
@@ -33,11 +35,11 @@ def evaluate_serving(scenario: Scenario, n_points: int) -> Result:
     ``plan.overlap: two_batch`` the batch runs as two halves, each computing while the other one communicates.
     """
     model, plan, load, cluster = scenario.model, scenario.plan, scenario.load, scenario.cluster
-    timed, layers = _timed(scenario)
+    timed, layers = timed_pass(scenario)
     halves = 2.0 if plan.overlap == "two_batch" else 1.0
     step_s = _step_s(timed, layers, plan.overlap == "two_batch", scenario.engine == "event", n_points)
-    fetch_s = halves * host_s(timed, layers)
-    stalled_s = halves * stall_s(scenario, timed, step_s / halves)
+    fetch = fetches.played(scenario, timed, step_s / halves)
+    fetch_s, stalled_s = halves * fetch.fetch_s, halves * fetch.exposed_s
     step_s = step_s + stalled_s
     low, high = interval(timed, layers)
     used = _used(plan)
@@ -57,14 +59,16 @@ def evaluate_serving(scenario: Scenario, n_points: int) -> Result:
         **{f"hbm_{part}_bytes": size for part, size in memory.parts.items()},
     }  # fmt: skip
     if "engram" in layers:
-        columns.update({"fetch_s": fetch_s, "exposed_fetch_s": stalled_s, "host_bytes": _host(scenario).used_bytes})
+        columns.update({"fetch_s": fetch_s, "exposed_fetch_s": stalled_s, **fetches.row_columns(scenario)})
+        columns["host_bytes"] = _far(scenario, "host").used_bytes
     exposed = step_s - stalled_s - columns["compute_s"]
     # What rounding leaves of a step without messages is none.
     columns["exposed_comm_s"] = np.where(exposed > 1e-9 * step_s, exposed, 0.0)
     reasons: Mapping[str, Flag] = {
         **plan_limits(scenario),
         "hbm: weights, cache and activations do not fit": ~memory.fits,
-        "host: Engram tables do not fit": ~_host(scenario).fits,
+        "host: Engram tables do not fit": ~_far(scenario, "host").fits,
+        "nvme: Engram tables do not fit": ~_far(scenario, "nvme").fits,
     }
     return result(
         n_points, columns, reasons, provenance=provenance_shares(timed, layers),
@@ -94,41 +98,10 @@ def memory_use(scenario: Scenario) -> Capacity:
     return capacity(scenario.cluster.device, "hbm", parts)
 
 
-def _host(scenario: Scenario) -> Capacity:
-    """Host memory that one device accounts for: its share of the node's copy of the Engram tables."""
+def _far(scenario: Scenario, tier: str) -> Capacity:
+    """Memory of the host, or its drives, that one device accounts for: its share of the node's copy of the tables."""
     tables = residency.table_bytes(scenario.model, scenario.plan, scenario.load.phase, node_size(scenario))
-    return capacity(scenario.cluster.device, "host", {"engram_tables": tables["host"]})
-
-
-def node_size(scenario: Scenario) -> Num:
-    """Devices of the innermost tier."""
-    return next(iter(scenario.cluster.tiers.values())).n_devices
-
-
-def host_s(timed: TimedStep, layers: Mapping[str, Num]) -> Num:
-    """Seconds of all fetches from host memory, one after the other."""
-    return _sum(timed, layers, lambda op: op.stream == "host")
-
-
-def stall_s(scenario: Scenario, timed: TimedStep, step_s: Num) -> Num:
-    """Seconds in which layers wait for Engram rows from host memory, in a pass of ``step_s`` without that.
-
-    Rows are addressed by tokens alone. With ``plan.prefetch: tokens`` all fetches start with the pass, follow each
-    other over the one link, and each stands in the way only for what is not there when its layer begins; otherwise
-    each starts when its layer begins.
-    """
-    fetch = [item.seconds for item in timed.ops if item.op.stream == "host" and item.op.part == "engram"]
-    layers = scenario.model.engram_layers
-    if not fetch or "engram" not in timed.step.layers:
-        return 0.0
-    one = sum(fetch, 0.0)
-    if scenario.plan.prefetch == "none":
-        return len(layers) * one
-    stalled: Num = 0.0
-    for i, layer in enumerate(sorted(layers)):
-        begins = step_s * (layer - 1.0) / scenario.model.num_hidden_layers + stalled
-        stalled = stalled + np.maximum((i + 1) * one - begins, 0.0)
-    return stalled
+    return capacity(scenario.cluster.device, tier, {"engram_tables": tables[tier]})
 
 
 def _image_columns(scenario: Scenario, timed: TimedStep, passes_per_s: Num) -> dict[str, Num]:
@@ -149,8 +122,9 @@ def _used(plan: Plan) -> Num:
     return plan.tensor * plan.context * plan.pipeline * plan.data
 
 
-def _timed(scenario: Scenario) -> tuple[TimedStep, Mapping[str, Num]]:
-    model, plan, load, cluster = scenario.model, scenario.plan, scenario.load, scenario.cluster
+def timed_pass(scenario: Scenario) -> tuple[TimedStep, Mapping[str, Num]]:
+    """Operators of one pass of a data-parallel rank, or of one of its halves, and how often each part occurs."""
+    model, plan, load, cluster = scenario.model, scenario.plan, scenario.load, fetches.sharing(scenario)
     # Devices that exchange in every layer go at the pace of the slowest of them.
     cluster = replace(cluster, device=paced(cluster.device, np.maximum(plan.tensor, plan.expert)))
     if plan.overlap == "two_batch":
@@ -213,6 +187,7 @@ def _sum(timed: TimedStep, layers: Mapping[str, Num], wanted: Callable[[Op], boo
 
 def _warnings(scenario: Scenario) -> list[str]:
     notes = ["host work between engine steps (scheduling, sampling) is not modelled: graph replay is assumed"]
+    notes += fetches.warnings(scenario)
     if getattr(scenario.model, "num_nextn_predict_layers", 0.0) and scenario.load.phase == "decode":
         notes.append("multi-token prediction is not used for speculation: one token per request and step")
     return notes

@@ -23,7 +23,7 @@ from sextant.studies.played import pick
 from sextant.studies.sends import blocked, send_bytes, waited_s
 from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, lasting_s, layout, pace_of, with_beside
 from sextant.workloads import parameters, residency
-from sextant.workloads.ops.optimizer import optimizer_step
+from sextant.workloads.ops.optimizer import optimizer_step, touched_fraction_of
 from sextant.workloads.shard import shard
 
 
@@ -260,7 +260,7 @@ def _optimizer_s(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -
     for part in dict.fromkeys(part for each in held for part in each):
         rows = np.broadcast_arrays(*(each.get(part, 0.0) for each in unique.values()))
         columns[part] = np.stack([np.atleast_1d(row) for row in rows])
-    step = optimizer_step(model, plan, columns, node_size)
+    step = optimizer_step(model, plan, columns, node_size, touched_fraction_of(model, plan, scenario.load))
     found = distinct_points(step, scenario.cluster)
     if found is None:
         return time_ops(step, scenario.cluster).seconds()

@@ -19,7 +19,7 @@ from sextant import hwmodels
 from sextant.simulator.errors import InputError
 from sextant.simulator.evaluate import TimedOp, TimedStep, time_ops
 from sextant.simulator.types import Cluster, Load, Scenario
-from sextant.studies import serving, whole_kernels
+from sextant.studies import fetches, whole_kernels
 from sextant.validate import prediction
 from sextant.validate.whole.cases import Difference, WholeCase, steps
 
@@ -103,8 +103,8 @@ def _line(item: TimedOp, n: float) -> Line:
 
 
 def _waited(scenario: Scenario, timed: TimedStep, step_s: float) -> list[Line]:
-    """What layers wait for rows from host memory, as ``serving.stall_s`` has it."""
-    stalled = float(serving.stall_s(scenario, timed, step_s))
+    """What layers wait for rows from host memory, as ``fetches.played`` has it."""
+    stalled = float(fetches.played(scenario, timed, step_s).exposed_s)
     fetch = [item.time for item in timed.ops if item.op.stream == "host"]
     if not fetch or not stalled:
         return []

@@ -12,6 +12,7 @@ from sextant.workloads.formats import Recipe
 from sextant.workloads.ops import attention, engram, feedforward, gpt, hyperconnection
 from sextant.workloads.ops.linear import cast, linear
 from sextant.workloads.ops.memory import Place, moved, norm, residual_norm
+from sextant.workloads.ops.table_rows import EVERY, Access
 from sextant.workloads.parameters import has_experts, has_streams
 from sextant.workloads.traffic import BALANCED
 
@@ -26,8 +27,9 @@ class Shape:
     ``copies`` is the expected number of devices that receive a routed token, ``n_slots`` the routed experts with
     their redundant copies, ``skew`` how unevenly they are chosen, ``n_comm_sms`` the SMs that run the exchange of
     experts in normal mode. ``n_images`` of ``image_height`` x ``image_width`` pixels are encoded per sequence.
-    ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training.
-    ``fused``: attention keeps its scores to itself. ``fused_streams``, ``n_stages``: as in ``Place``.
+    ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training,
+    ``access`` which of their rows move. ``fused``: attention keeps its scores to itself. ``fused_streams``,
+    ``n_stages``: as in ``Place``.
     """
 
     phase: str
@@ -48,6 +50,7 @@ class Shape:
     fused: bool = True
     fused_streams: bool = True
     n_stages: Num = 1.0
+    access: Access = EVERY
 
     @property
     def n_tokens(self) -> Num:
@@ -179,7 +182,9 @@ def embedding(model, shape: Shape) -> list[Op]:
 def engram_module(model, shape: Shape) -> list[Op]:
     """The n-gram memory in front of one layer: rows fetched, projected, gated, convolved, added to the residual."""
     place = shape.place("engram", "engram")
-    return engram.operators(place, model, shape.n_tokens, shape.phase, shape.engram_tier, shape.n_devices, shape.recipe)
+    return engram.operators(
+        place, model, shape.n_tokens, shape.phase, shape.engram_tier, shape.n_devices, shape.recipe, shape.access
+    )
 
 
 def vision(model, shape: Shape) -> list[Op]:

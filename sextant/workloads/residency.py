@@ -142,19 +142,22 @@ def table_bytes(model, plan: Plan, phase: str, node_size: Num) -> dict[str, Num]
     """Engram tables of the whole model as one device counts them, by memory tier.
 
     Training shards rows over all devices, with FP32 master weights and Adam's moments beside them. Serving keeps them
-    whole in each device's HBM, or once per node in host memory, of which a device counts its share. An MTP module
-    is not counted.
+    whole in each device's HBM, or once per node in host memory or on its drives, of which a device counts its share.
+    Caches of rows come on top: each device's own in HBM, one per node on the host. An MTP module is not counted.
     """
     elements = layer_counts(model).get("engram", 0.0) * layer_parameters(model)["engram"].get("engram_tables", 0.0)
     kind = recipe(plan.formats)
     if phase == "training":
         used = plan.tensor * plan.context * plan.pipeline * plan.data
         state = kind.weight_bytes + kind.master_bytes + kind.moment_bytes
-        return {"hbm": elements * state / used, "host": 0.0 * elements}
-    size = BYTES["bf16"] * elements
-    if plan.placement.get("engram", "hbm") == "host":
-        return {"hbm": 0.0 * size, "host": size / node_size}
-    return {"hbm": size, "host": 0.0 * size}
+        return {"hbm": elements * state / used, "host": 0.0 * elements, "nvme": 0.0 * elements}
+    size, tier = BYTES["bf16"] * elements, plan.placement.get("engram", "hbm")
+    if tier == "hbm":
+        return {"hbm": size, "host": 0.0 * size, "nvme": 0.0 * size}
+    near = np.minimum(plan.cache_bytes, size)
+    if tier == "host":
+        return {"hbm": near, "host": size / node_size, "nvme": 0.0 * size}
+    return {"hbm": near, "host": np.minimum(plan.host_cache_bytes, size) / node_size, "nvme": size / node_size}
 
 
 def activation_bytes(model, plan: Plan, load: Load) -> dict[str, Num]:

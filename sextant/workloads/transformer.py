@@ -19,6 +19,7 @@ from sextant.simulator.types import Load, Num, Plan, Step
 from sextant.workloads import blocks
 from sextant.workloads.formats import recipe
 from sextant.workloads.generation import Generation
+from sextant.workloads.ops.table_rows import access
 from sextant.workloads.parameters import has_experts, layer_counts
 from sextant.workloads.traffic import NODE_SIZE, pipeline_stages, received_copies, skew
 from sextant.workloads.vision import Vision
@@ -166,6 +167,7 @@ def _shape(model: Transformer, load: Load, plan: Plan, node_size: Num) -> blocks
         model, plan, phase, batch, seq, kv_len, n_images=load.n_images if seen else 0.0, image_height=height,
         image_width=width,
     )  # fmt: skip
+    found = replace(found, access=access(plan, load))
     if not has_experts(model):
         return found
     uneven = skew(model, plan, load, batch * seq, node_size)

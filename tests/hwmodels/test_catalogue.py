@@ -36,7 +36,7 @@ def test_device_is_positive_and_named_after_its_file(name: str) -> None:
     assert {"bf16", "tf32"} <= set(device.peak_flops_per_s)
     assert {"hbm", "host", "nvme"} <= set(device.memories)
     ignored = ("name", "source.", "kernels.")
-    may_be_zero = ("latency_s", "energy_j_per_byte", "price_usd", "clock_spread", "n_held_sms")
+    may_be_zero = ("latency_s", "energy_j_per_byte", "price_usd", "clock_spread", "n_held_sms", "remote_fraction")
     for path, value in paths.leaves(device).items():
         if path.startswith(ignored) or path.endswith(".source") or path in ("source", "kernels"):
             continue

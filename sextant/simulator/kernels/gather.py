@@ -131,9 +131,14 @@ def _blocks(shape: Mapping[str, Num], c: Mapping[str, Num], n_sms: Num) -> Num:
     """Blocks of threads that fetch the rows: one each, or fewer where a block takes several."""
     if "spread" not in c:
         return shape["lookups"]
-    rows = np.minimum(_TILE_BYTES / 2.0 ** np.ceil(np.log2(np.maximum(shape["row_bytes"], 1.0))), _TILE_ROWS)
-    rows = np.where(rows < _FEWEST_ROWS, 1.0, rows)
+    rows = tile_rows(shape["row_bytes"])
     return np.maximum(np.minimum(shape["lookups"], c["spread"] * n_sms), shape["lookups"] / rows)
+
+
+def tile_rows(row_bytes: Num) -> Num:
+    """Rows that a block's tile has room for; of fewer than four, it takes one."""
+    rows = np.minimum(_TILE_BYTES / 2.0 ** np.ceil(np.log2(np.maximum(row_bytes, 1.0))), _TILE_ROWS)
+    return np.where(rows < _FEWEST_ROWS, 1.0, rows)
 
 
 def missed(table_bytes: Num, coefficients: Mapping[str, Num]) -> Num:

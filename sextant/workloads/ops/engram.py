@@ -20,46 +20,86 @@ from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import RECIPES, Recipe
 from sextant.workloads.ops.linear import linear
 from sextant.workloads.ops.memory import Place, moved
+from sextant.workloads.ops.table_rows import EVERY, Access, Moved, moved_rows
 
 #: Bytes of a row number, and of a token id.
 INDEX_BYTES, TOKEN_BYTES = 8.0, 4.0
+
+#: Passes of a sort that makes row numbers unique.
+_SORT_PASSES = 4.0
 
 #: Norms of an Engram layer over each stream: of the keys, of the residual, before the convolution.
 _NORMS = 3.0
 
 
 def operators(
-    place: Place, model, m: Num, phase: str, tier: str, n_devices: Num, recipe: Recipe = RECIPES["bf16"]
-) -> list[Op]:
+    place: Place, model, m: Num, phase: str, tier: str, n_devices: Num, recipe: Recipe = RECIPES["bf16"],
+    access: Access = EVERY,
+) -> list[Op]:  # fmt: skip
     """Operators of one Engram layer for ``m`` tokens of one data-parallel rank, ``phase`` as in ``Load``.
 
-    ``tier`` (``hbm``, ``host``) is where the tables lie; a fetch from elsewhere than HBM is on the stream ``host``. In
+    ``tier`` (``hbm``, ``host``, ``nvme``) is where the tables lie; a fetch from elsewhere than HBM is on the stream
+    ``host``. Rows that are fetched once for many tokens, or lie in a cache (``access``), are then spread in HBM. In
     training ``n_devices`` share the tables, each fetching what all ask of its rows, evenly. Which device lies where is
     the cluster's: exchanges have n_gpus_per_node = n_devices until ``reshape`` says how many a node holds.
     """
     ids = n_rows(model) * INDEX_BYTES * m
+    if place.training:
+        access = replace(access, cache_bytes=0.0, host_cache_bytes=0.0)
+    rows = moved_rows(model, access, m, tier)
+    asked = sum(rows.fetched.values(), 0.0)
     ops = [moved("engram_hash", place, max(model.engram_orders) * TOKEN_BYTES * m, ids)]
+    spread = _spread(place, model, m, access, rows) if tier != "hbm" or place.training else []
+    ops += spread[:1]
     if place.training:
-        ops.append(_exchange("engram_index_exchange", place, ids, n_devices, "forward"))
-    ops.append(_gather(place, model, m, tier, n_devices if place.training else 1.0))
+        ops.append(_exchange("engram_index_exchange", place, ids * asked, n_devices, "forward"))
+    for where, share in rows.fetched.items():
+        ops.append(_gather(place, model, m * share, where, n_devices if place.training else 1.0))
+    sent = m * row_bytes_per_token(model) * asked
     if place.training:
-        ops.append(_exchange("engram_row_exchange", place, m * row_bytes_per_token(model), n_devices, "forward"))
+        ops.append(_exchange("engram_row_exchange", place, sent, n_devices, "forward"))
+    ops += spread[1:]
     ops += _projections(place, model, m, recipe)
     ops.append(_gate("engram_gate", place, model, m))
     ops.append(_convolution(place, model, m, phase))
-    return ops + (_backward(place, model, m, n_devices) if place.training else [])
+    return ops + (_backward(place, model, m, sent, n_devices, once=access.deduplicate) if place.training else [])
 
 
-def _backward(place: Place, model, m: Num, n_devices: Num) -> list[Op]:
+def _spread(place: Place, model, m: Num, access: Access, rows: Moved) -> list[Op]:
+    """Row numbers made unique and looked up in the cache, and rows spread to the tokens that asked, where that is so.
+
+    Unique numbers take a radix sort: four passes over 8-byte numbers, each read and written (assumed). Fetched rows
+    take their places in the cache, or in a buffer where there is none.
+    """
+    if access.plain:
+        return []
+    on = 1.0 if access.deduplicate else np.where(np.asarray(access.cache_bytes) > 0, 1.0, 0.0)[()]
+    n, each = n_rows(model), row_bytes_per_token(model)
+    held = np.maximum(access.cache_bytes / len(model.engram_layers), m * rows.distinct_share * each)
+    shape = {"lookups": m * n, "row_bytes": each / n, "table_bytes": held}
+    spread = operator(
+        "gather", "engram_spread", "bf16", shape, variant="hbm", part=place.part, block=place.block,
+        count=place.count * on, shards={"tensor": ("lookups",)},
+    )  # fmt: skip
+    passes = _SORT_PASSES * n * INDEX_BYTES * m
+    unique = moved("engram_unique", place, passes, passes)
+    return [replace(unique, count=unique.count * on), spread]
+
+
+def _backward(place: Place, model, m: Num, rows: Num, n_devices: Num, *, once: bool) -> list[Op]:
     """Gradients of convolution, gate and rows; those of the projections stand with them.
 
-    The convolution reads its gradient and its input, and writes one; rows return to their devices in BF16 and are added
-    to FP32 rows of the gradient, each of which is read and written.
+    The convolution reads its gradient and its input, and writes one; ``rows`` bytes return to their devices in BF16 and
+    are added to FP32 rows of the gradient, each of which is read and written. Rows that were asked for ``once`` by many
+    tokens have their gradients summed before that.
     """
-    wide, rows = 2.0 * m * model.n_streams * model.hidden_size, m * row_bytes_per_token(model)
+    wide = 2.0 * m * model.n_streams * model.hidden_size
+    every = m * row_bytes_per_token(model)
+    summed = [moved("engram_row_sum", place, every, rows, "backward_input", variant="permute")] if once else []
     return [
         moved("engram_conv_backward", place, 2.0 * wide, wide, "backward_input", variant="norm_backward"),
         _gate("engram_gate_backward", place, model, m, "backward"),
+        *summed,
         _exchange("engram_gradient_exchange", place, rows, n_devices, "backward_input"),
         moved("engram_scatter", place, rows + 2.0 * rows, 2.0 * rows, "backward_weight", variant="permute"),
     ]

@@ -8,15 +8,17 @@ from dataclasses import replace
 import numpy as np
 
 from sextant.simulator.kernels import BYTES, operator
-from sextant.simulator.types import Flag, Num, Op, Plan, Step
+from sextant.simulator.kernels.gather import sectors_bytes
+from sextant.simulator.types import Flag, Load, Num, Op, Plan, Step
 from sextant.workloads.formats import Recipe, recipe
-from sextant.workloads.ops import engram
+from sextant.workloads.ops import engram, table_rows
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.residency import device_parameters, linear_parameters, replicas
 
 
-def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num) -> Step:
-    """Operators of the optimizer on a device that holds ``layers`` occurrences of each part.
+def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num, touched_fraction: Num = 1.0) -> Step:
+    """Operators of the optimizer on a device that holds ``layers`` occurrences of each part; ``touched_fraction`` of
+    the rows of Engram tables are updated (``touched_fraction_of``).
 
     Gradients travel in the recipe's gradient format, weights in its weight format, once over every group of replicas:
     under ZeRO 1 gradients are reduced and scattered, each device updates its share, and weights are gathered. Without
@@ -34,18 +36,35 @@ def optimizer_step(model, plan: Plan, layers: Mapping[str, Num], node_size: Num)
         tied = collective("tied_gradients", "all_reduce", size, 2.0, 1.0)
         ops.append(replace(tied, count=np.where(holds[0] != holds[1], 1.0, 0.0)[()]))
     if "engram" in layers:
-        ops.append(_tables(kind, layers["engram"] * engram.table_parameters(model), plan))
+        ops.append(tables(model, plan, layers["engram"], touched_fraction))
     return Step(phase="optimizer", ops=tuple(ops), n_tokens=0.0, layers={"optimizer": 1.0})
 
 
-def _tables(kind: Recipe, n: Num, plan: Plan) -> Op:
-    """AdamW on this device's rows of ``n`` table elements, whose gradients came by all-to-all.
+def touched_fraction_of(model, plan: Plan, load: Load) -> Num:
+    """The share of Engram rows that a step over ``load.batch`` sequences updates: all, unless the optimizer is sparse.
 
-    Every row counts: a step over millions of tokens touches almost all; fewer where n-grams repeat much."""
-    share = n / (plan.tensor * plan.context * plan.pipeline * plan.data)
-    state = kind.master_bytes + kind.moment_bytes
+    A dense AdamW moves every row, looked up or not: its moments decay.
+    """
+    if not plan.sparse_optimizer or not model.engram_layers:
+        return 1.0
+    return table_rows.touched_share(model, load.zipf_exponent, load.batch * load.context_tokens)
+
+
+def tables(model, plan: Plan, n_layers: Num, touched_fraction: Num) -> Op:
+    """AdamW on ``touched_fraction`` of this device's rows of ``n_layers`` Engram layers' tables, whose gradients came
+    by all-to-all. Single rows move in whole sectors."""
+    kind, n = recipe(plan.formats), n_layers * engram.table_parameters(model)
+    share = touched_fraction * n / (plan.tensor * plan.context * plan.pipeline * plan.data)
+    width = model.engram_dim / engram.n_rows(model)
+
+    def moved_bytes(*element_bytes: float) -> Num:
+        if not plan.sparse_optimizer:
+            return share * sum(element_bytes)
+        return share * sum(sectors_bytes(width * size, "hbm") / width for size in element_bytes)
+
+    state = (kind.master_bytes, kind.moment_bytes)
     place = Place(part="optimizer", block="engram")
-    read, write = share * (state + kind.gradient_bytes), share * (state + kind.weight_bytes)
+    read, write = moved_bytes(*state, kind.gradient_bytes), moved_bytes(*state, kind.weight_bytes)
     update = moved("engram_adamw", place, read, write, "optimizer", (), "adam")
     return replace(update, count=np.where(np.asarray(n) > 0, update.count, 0.0)[()])
 
