@@ -1,0 +1,204 @@
+"""An offline batch of requests on one GPU: the schedule of an engine replayed, then all its iterations timed at once.
+
+The engine is nano-vLLM's with its defaults (GeeeekExplorer/nano-vllm: config.py, scheduler.py, model_runner.py):
+prompts run layer by layer, each launched by the host; decode steps are captured for some batch sizes and padded to the
+next; every iteration waits for its sampled tokens, so the host's work between two of them is not hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sextant.simulator.capacity import CONTEXT_BYTES
+from sextant.simulator.errors import InputError
+from sextant.simulator.evaluate import TimedStep, interval, is_compute, time_ops
+from sextant.simulator.serving import Engine, Iterations, host_work_s, replay
+from sextant.simulator.types import KernelFit, Num, Scenario
+from sextant.studies import serving
+from sextant.workloads import parameters, residency
+from sextant.workloads.ops.memory import Place, moved
+from sextant.workloads.shard import shard
+from sextant.workloads.transformer import build, shape_of
+
+#: Share of the memory that weights, working set and cache may fill together.
+MEMORY_SHARE = 0.9
+#: The shortest prompt and output; the longest is ``load.context_tokens``.
+SHORTEST_TOKENS = 100
+#: Factors on the measured seconds of host work: the authors' processor is not known, nor which one was measured.
+#: Assumed, no publication: half and twice.
+HOST_LOW, HOST_HIGH = 0.5, 2.0
+#: Captured batches: powers of two up to the first number, then its multiples.
+_CAPTURED, _STRIDE = 8.0, 16.0
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Seconds of every iteration, shapes (n_iterations,), and which of several batches of requests it is of.
+
+    ``compute_s`` is the GPU's work, ``launch_s`` what an iteration without a graph waits for launches beyond that,
+    ``fetch_s`` the fetch of Engram rows, ``stalled_s`` what of it nothing hides, ``host_s`` the host's work while the
+    GPU waits. ``low_s`` and ``high_s`` are the 90% interval of their sum, everything at its own end at once.
+    """
+
+    iterations: Iterations
+    batch_of: NDArray[np.int64]
+    n_output_tokens: NDArray[np.int64]
+    engine: Engine
+    compute_s: Array
+    launch_s: Array
+    fetch_s: Array
+    stalled_s: Array
+    host_s: Array
+    low_s: Array
+    high_s: Array
+
+    @property
+    def seconds(self) -> Array:
+        """Seconds of each iteration."""
+        return self.compute_s + self.launch_s + self.stalled_s + self.host_s
+
+    def total_s(self, seconds: Array, where: NDArray[np.bool_] | None = None) -> Array:
+        """Sum of ``seconds`` over the iterations ``where`` of each batch of requests, shape (n_batches,)."""
+        chosen = seconds if where is None else np.where(where, seconds, 0.0)
+        return np.bincount(self.batch_of, weights=chosen, minlength=len(self.n_output_tokens))
+
+    def tokens_per_s(self, seconds: Array | None = None) -> Array:
+        """Output tokens of each batch of requests over its seconds, shape (n_batches,)."""
+        return self.n_output_tokens / self.total_s(self.seconds if seconds is None else seconds)
+
+
+def lengths(scenario: Scenario, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompt and output lengths of ``load.batch`` requests, each uniform from ``SHORTEST_TOKENS`` to
+    ``load.context_tokens``."""
+    n, longest = int(scenario.load.batch), int(scenario.load.context_tokens)
+    if longest < SHORTEST_TOKENS:
+        raise InputError(f"load.context_tokens: the shortest has {SHORTEST_TOKENS} tokens, got {longest}; give more")
+    drawn = np.random.default_rng(seed).integers(SHORTEST_TOKENS, longest + 1, (2, n))
+    return drawn[0], drawn[1]
+
+
+def engine(scenario: Scenario) -> Engine:
+    """The engine with the blocks that the memory has room for: its share, less CUDA's context, the weights and the
+    working set of the largest batch. Engram tables take none: where they do not fit, they are timed as if they did."""
+    model, plan, hbm = scenario.model, scenario.plan, scenario.cluster.device.memories["hbm"]
+    bounds = Engine(n_blocks=1)
+    taken = CONTEXT_BYTES + serving.memory_use(scenario).parts["weights"]
+    taken = taken + residency.working_bytes(model, plan, float(bounds.max_batched_tokens))
+    block_bytes = bounds.block_tokens * parameters.kv_bytes_per_token(model)
+    n_blocks = int((MEMORY_SHARE * hbm.capacity_bytes - taken) // block_bytes)
+    if n_blocks < 1:
+        raise InputError(f"model: the weights of {model.name} leave no room for a cache; choose a smaller one")
+    return replace(bounds, n_blocks=n_blocks)
+
+
+def serve(scenario: Scenario, seeds: Sequence[int]) -> Served:
+    """All iterations in which ``scenario`` serves one batch of requests for each of ``seeds``."""
+    bounds = engine(scenario)
+    drawn = [lengths(scenario, seed) for seed in seeds]
+    runs = [replay(prompts, outputs, bounds) for prompts, outputs in drawn]
+    joined = Iterations(
+        **{each.name: np.concatenate([getattr(run, each.name) for run in runs]) for each in fields(Iterations)}
+    )
+    parts = {name: np.zeros(len(joined.prefill)) for name in ("compute", "launch", "fetch", "stalled", "host", "low", "high")}  # fmt: skip # noqa: E501
+    for prefill in (True, False):
+        where = np.flatnonzero(joined.prefill == prefill)
+        for name, seconds in _timed(scenario, _at(joined, where), prefill).items():
+            parts[name][where] = seconds
+    return Served(
+        iterations=joined, batch_of=np.repeat(np.arange(len(runs)), [len(run.prefill) for run in runs]),
+        n_output_tokens=np.array([outputs.sum() for _, outputs in drawn]), engine=bounds,
+        **{f"{name}_s": seconds for name, seconds in parts.items()},
+    )  # fmt: skip
+
+
+def _at(iterations: Iterations, index: NDArray[np.intp]) -> Iterations:
+    return Iterations(**{each.name: getattr(iterations, each.name)[index] for each in fields(Iterations)})
+
+
+def captured(n_sequences: Num) -> Num:
+    """The batch of the graph that runs a decode step of ``n_sequences``: padded to the next one captured."""
+    n = np.asarray(n_sequences, dtype=float)
+    return np.where(n <= _CAPTURED, 2.0 ** np.ceil(np.log2(n)), np.ceil(n / _STRIDE) * _STRIDE)
+
+
+def _timed(scenario: Scenario, run: Iterations, prefill: bool) -> dict[str, Num]:
+    """Seconds by kind of one kind of iterations; all of them at once."""
+    step = _step(scenario, run, prefill)
+    layers = step.step.layers
+    compute_s = _sum(step, is_compute) + 0.0 * run.n_tokens
+    factors = interval(step, layers)
+    rates = scenario.cluster.device.kernels
+    if "engine_decode" not in rates:
+        raise InputError(f"cluster: no host work was measured for {scenario.cluster.device.name}; choose hgx-h800")
+    work = rates["engine_prefill" if prefill else "engine_decode"]
+    host_s = host_work_s(work, run.n_tokens if prefill else run.n_sequences)
+    launch, n_layers = rates["engine_layer"], scenario.model.num_hidden_layers
+    launched_s = host_work_s(launch, n_layers) if prefill else 0.0
+    launch_s = np.maximum(launched_s - compute_s, 0.0)
+    stalled_s = stalls(scenario, step, compute_s + launch_s)
+    ends = {}
+    for end, factor, host in (("low", factors[0], HOST_LOW), ("high", factors[1], HOST_HIGH)):
+        device_s = np.maximum(compute_s * factor, launched_s * _end(launch, end, host))
+        ends[end] = device_s + stalled_s * _fetch_end(step, end) + host_s * _end(work, end, host)
+    return {
+        "compute": compute_s, "launch": launch_s, "fetch": serving.host_s(step, layers), "stalled": stalled_s,
+        "host": host_s, **ends,
+    }  # fmt: skip
+
+
+def stalls(scenario: Scenario, step: TimedStep, step_s: Num) -> Num:
+    """Seconds in which an iteration of ``step_s`` waits for Engram rows from host memory."""
+    return serving.stall_s(scenario, step, step_s)
+
+
+def _end(rate: KernelFit, end: str, host: float) -> float:
+    return (rate.low if end == "low" else rate.high) * host
+
+
+def _fetch_end(step: TimedStep, end: str) -> Num:
+    """How much longer the fetches take at one end of their interval; 1 where there are none."""
+    fetches = [item.time for item in step.ops if item.op.stream == "host"]
+    if not fetches:
+        return 1.0
+    return sum(getattr(time, end) for time in fetches) / sum(time.seconds for time in fetches)
+
+
+def _step(scenario: Scenario, run: Iterations, prefill: bool) -> TimedStep:
+    """The operators of all ``run``'s iterations, timed.
+
+    Sequences of different lengths run as as many equal ones, of the mean number of new tokens, which see so many that
+    all new tokens together see the same: (query, key) pairs and bytes of the cache come out right, if not their spread.
+    """
+    model, plan, cluster = scenario.model, scenario.plan, scenario.cluster
+    if prefill:
+        batch = run.n_sequences.astype(float)
+        new = run.n_tokens / batch
+        shape = shape_of(model, plan, "prefill", batch, new, run.n_pairs / run.n_tokens + (new - 1.0) / 2.0)
+    else:
+        batch = captured(run.n_sequences)
+        shape = shape_of(model, plan, "decode", batch, 1.0, run.n_seen / batch)
+    phase = "prefill" if prefill else "decode"
+    step = build(model, shape, phase)
+    step = replace(step, ops=(*step.ops, *_beside_layers(model, shape.n_tokens, batch)))
+    return time_ops(shard(step, model, plan, 1.0), cluster)
+
+
+def _beside_layers(model, n_tokens: Num, n_sequences: Num) -> list:
+    """What an engine runs that a model's layers do not: keys and values put into the cache, tokens drawn."""
+    part = next(part for part in ("dense_layer", "moe_layer") if part in parameters.layer_counts(model))
+    cached = n_tokens * parameters.kv_bytes_per_token(model) / model.num_hidden_layers
+    logits = 2.0 * n_sequences * model.vocab_size
+    return [
+        moved("cache_write", Place(part=part, block="attention"), cached, cached),
+        moved("sampler", Place(part="head", block="head"), logits, 8.0 * n_sequences, variant="sampler"),
+    ]
+
+
+def _sum(step: TimedStep, wanted) -> Num:
+    return sum((t.seconds * step.step.layers.get(t.op.part, 1.0) for t in step.ops if wanted(t.op)), 0.0)

@@ -1,0 +1,165 @@
+"""The published offload experiment: an offline batch served with and without an Engram table in host memory.
+
+The scenario is the table in host memory, fetched ahead; its variants are the backbone alone (``baseline``), rows
+fetched when their layer begins (``on_demand``) and the table in HBM as if it fitted (``in_hbm``). Every answer is the
+mean over ``N_SEEDS`` draws of the lengths, whose spread is told beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sextant.simulator.capacity import capacity
+from sextant.simulator.errors import InputError
+from sextant.simulator.result import join, result
+from sextant.simulator.types import Num, Result, Scenario
+from sextant.studies import axes, serving
+from sextant.studies.offline import Served, serve
+from sextant.studies.study import Study
+from sextant.workloads import residency
+
+if TYPE_CHECKING:
+    from sextant.studies.report import Answer
+    from sextant.studies.scenario import Question
+
+#: Draws of the lengths; the published experiment is one draw of an unknown seed.
+N_SEEDS = 5
+#: Variants in the order of the table, with what a reader calls them; "" is the scenario itself.
+ROWS: Mapping[str, str] = {
+    "baseline": "no Engram", "": "host, fetched ahead", "on_demand": "host, fetched when needed", "in_hbm": "in HBM",
+}  # fmt: skip
+
+
+def answer(asked: Question, progress: Callable[[int], None]) -> Result:
+    """Metrics of every point and, with the variant's name before them, of each variant there; ``throughput_loss`` is
+    the share of the baseline's tokens per second that is lost, request by request draw."""
+    missing = [name for name in ROWS if name and name not in asked.variants]
+    if missing:
+        raise InputError(f"variants: the study offload needs {', '.join(missing)}; add what they change")
+    n_points = int(np.prod([len(values) for values in asked.scenario.axes.values()], dtype=int))
+    swept = axes.columns(asked.scenario.axes, np.arange(n_points))
+    results = []
+    for i in range(n_points):
+        results.append(_point(asked, {path: values[i] for path, values in swept.items()}))
+        progress(i + 1)
+    return join(results, [np.array([i]) for i in range(n_points)])
+
+
+def _point(asked: Question, point: Mapping[str, Any]) -> Result:
+    scenarios = {name: (asked.variants[name] if name else asked).at(point) for name in ROWS}
+    seeds = range(asked.scenario.seed, asked.scenario.seed + N_SEEDS)
+    served = {name: serve(scenario, seeds) for name, scenario in scenarios.items()}
+    columns: dict[str, Num] = {}
+    for name, run in served.items():
+        before = f"{name}_" if name else ""
+        own = {**_columns(run), **_lost(run, served["baseline"])}
+        columns.update({f"{before}{metric}": value for metric, value in own.items()})
+    tables = residency.table_bytes(scenarios[""].model, scenarios[""].plan, "decode", 1.0)["host"]
+    columns["host_bytes"] = tables
+    held = capacity(scenarios[""].cluster.device, "host", {"tables": tables})
+    columns["in_hbm_free_bytes"] = serving.memory_use(_small(scenarios["in_hbm"])).free_bytes
+    return result(1, columns, {"host: Engram tables do not fit": ~held.fits}, warnings=_warnings(scenarios))
+
+
+def _small(scenario: Scenario) -> Scenario:
+    """The scenario with an empty cache and no batch: what must lie in HBM whatever is asked."""
+    from dataclasses import replace
+
+    return replace(scenario, load=replace(scenario.load, batch=0.0))
+
+
+def _columns(run: Served) -> dict[str, Num]:
+    """The mean over draws of every metric of one run, and the spread of its rate."""
+    rates, prefill = run.tokens_per_s(), run.iterations.prefill
+    whole = run.total_s(run.seconds)
+    return {
+        "step_time_s": whole.mean(), "step_time_low_s": run.total_s(run.low_s).mean(),
+        "step_time_high_s": run.total_s(run.high_s).mean(), "tokens_per_s": rates.mean(),
+        "tokens_per_s_least": rates.min(), "tokens_per_s_most": rates.max(),
+        "prefill_s": run.total_s(run.compute_s + run.launch_s, prefill).mean(),
+        "decode_s": run.total_s(run.compute_s + run.launch_s, ~prefill).mean(),
+        "host_s": run.total_s(run.host_s).mean(), "fetch_s": run.total_s(run.fetch_s).mean(),
+        "exposed_fetch_s": run.total_s(run.stalled_s).mean(),
+        "exposed_prefill_fetch_s": run.total_s(run.stalled_s, prefill).mean(),
+        "n_iterations": len(prefill) / len(rates), "n_preempted": run.iterations.n_preempted.sum() / len(rates),
+        "n_blocks": float(run.engine.n_blocks),
+    }  # fmt: skip
+
+
+def _lost(run: Served, base: Served) -> dict[str, Num]:
+    """The share of the baseline's rate that is lost, and its interval.
+
+    Both runs use the same kernels and the same host: their times are at the same end of the interval together, and the
+    loss moves with the part that only one of them has.
+    """
+    ends = {}
+    for name, seconds in (("", "seconds"), ("_low", "low_s"), ("_high", "high_s")):
+        ratio = run.tokens_per_s(getattr(run, seconds)) / base.tokens_per_s(getattr(base, seconds))
+        ends[f"throughput_loss{name}"] = float(1.0 - ratio.mean())
+    low, high = sorted((ends["throughput_loss_low"], ends["throughput_loss_high"]))
+    return {**ends, "throughput_loss_low": low, "throughput_loss_high": high}
+
+
+def _warnings(scenarios: Mapping[str, Scenario]) -> list[str]:
+    return [
+        "the engine's host work was measured on another host than the published experiment's",
+        "decode attention: the fitted kernels are TensorRT-LLM's, the engine's FlashAttention with paged caches",
+        "the backbone of the published experiment is not published: qwen3-4b is assumed (docs/decisions 25)",
+    ]
+
+
+def rows(found: Answer) -> Iterator[tuple[int, str, dict[str, float]]]:
+    """(point, variant, its metrics) in the order of the table."""
+    for i in range(found.n_points):
+        for name in ROWS:
+            before = f"{name}_" if name else ""
+            others = tuple(f"{each}_" for each in ROWS if each)
+            yield i, name, {
+                metric.removeprefix(before): float(values[i])
+                for metric, values in found.result.columns.items()
+                if (metric.startswith(before) if before else not metric.startswith(others))
+            }  # fmt: skip
+
+
+def judged(found: Answer) -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
+    """What the first point, the headline's backbone, predicts of the published figures."""
+    own = {name: metrics for i, name, metrics in rows(found) if i == 0}
+    rates = {
+        name: tuple(metrics["tokens_per_s"] * metrics["step_time_s"] / metrics[end] for end in _ENDS)
+        for name, metrics in own.items()
+    }
+    lost = own[""]
+    return {
+        "engram_offload.baseline": {"tokens_per_s": rates["baseline"]},
+        "engram_offload.host": {
+            "tokens_per_s": rates[""],
+            "throughput_loss": (lost["throughput_loss"], lost["throughput_loss_low"], lost["throughput_loss_high"]),
+        },
+    }
+
+
+_ENDS = ("step_time_s", "step_time_high_s", "step_time_low_s")
+
+
+def text(found: Answer) -> str:
+    """The table of all variants of all points."""
+    from sextant.studies.offload_report import table
+
+    return table(found)
+
+
+def figures(found: Answer) -> Mapping[str, Any]:
+    """``seconds``: where the time goes, per backbone and variant; ``batch``: the first point along its iterations."""
+    from sextant.studies.offload_report import seconds
+
+    return {"seconds": seconds(found)}
+
+
+STUDY = Study(
+    about="tokens per second of an offline batch with an Engram table in host memory, and without",
+    answer=answer, columns=("tokens_per_s", "throughput_loss", "exposed_fetch_s"), figures=figures, text=text,
+    judged=judged, fitted="kernel efficiencies, to H100 and H200 kernels; host work, to a loop on an H100's host",
+)  # fmt: skip
