@@ -42,6 +42,7 @@ class Iterations:
     ``n_sequences`` are in the batch, each of which yields one token. ``n_tokens`` are computed, ``n_seen`` is the sum
     over sequences of the tokens that the last new token sees, ``n_pairs`` the sum over new tokens. ``n_blocks`` of the
     cache are in use afterwards, before finished requests leave. ``n_preempted`` lost their blocks in this iteration.
+    ``longest`` and ``n_squared`` are the maximum and the sum of squares of what ``n_seen`` sums.
     """
 
     prefill: NDArray[np.bool_]
@@ -51,6 +52,8 @@ class Iterations:
     n_pairs: NDArray[np.float64]
     n_blocks: Counts
     n_preempted: Counts
+    longest: Counts
+    n_squared: NDArray[np.float64]
 
 
 def replay(prompt_tokens: Counts, output_tokens: Counts, engine: Engine) -> Iterations:
@@ -74,8 +77,21 @@ def replay(prompt_tokens: Counts, output_tokens: Counts, engine: Engine) -> Iter
     whole = [column.astype(np.int64) for column in columns]
     return Iterations(
         prefill=whole[0].astype(bool), n_sequences=whole[1], n_tokens=whole[2], n_seen=whole[3], n_pairs=columns[4],
-        n_blocks=whole[5], n_preempted=whole[6],
+        longest=whole[5], n_squared=columns[6], n_blocks=whole[7], n_preempted=whole[8],
     )  # fmt: skip
+
+
+def uneven(run: Iterations, n_programs: Num, n_sms: Num) -> Num:
+    """How much later the last program of a decode kernel ends than if all sequences were alike.
+
+    Each sequence has ``n_programs``, one per head of its cache, as long as the tokens that it sees, and ``n_sms`` of
+    them run at a time, in their order. When the last one is taken up, the others have been running for some time: of
+    programs met at random, half of E[length ** 2] / E[length] is left. The last to end is as long as the longest, and
+    starts that late at most.
+    """
+    alike = np.maximum(n_programs * run.n_seen / n_sms, run.n_seen / run.n_sequences)
+    left = run.n_squared / (2.0 * run.n_seen)
+    return np.maximum(np.maximum(alike + run.longest - left, run.longest) / alike, 1.0)
 
 
 def host_work_s(rate: KernelFit, n: Num) -> Num:
@@ -111,7 +127,7 @@ class _State:
     def admit(self) -> bool:
         """Prefill as many of those waiting as fit; whether any did."""
         taken: list[int] = []
-        n_tokens, n_seen, n_pairs = 0, 0, 0.0
+        n_tokens, n_pairs = 0, 0.0
         while self.waiting and len(taken) < self.engine.max_sequences:
             request = self.waiting[0]
             length = int(self.length[request])
@@ -121,13 +137,13 @@ class _State:
             self.waiting.popleft()
             cached = self._place(request, n_needed)
             new = length - cached
-            n_tokens, n_seen = n_tokens + new, n_seen + length
+            n_tokens += new
             n_pairs += new * cached + new * (new + 1) / 2.0
             taken.append(request)
         if not taken:
             return False
         self.running = np.concatenate([self.running, np.array(taken, dtype=np.int64)])
-        self._finish(np.array(taken), (1, len(taken), n_tokens, n_seen, n_pairs), 0)
+        self._finish(np.array(taken), 1, n_tokens, n_pairs, 0)
         return True
 
     def _place(self, request: int, n_needed: int) -> int:
@@ -171,9 +187,7 @@ class _State:
                 self.tables[request].append(self._take())
         else:
             batch, n_preempted = self._preempting()
-        lengths = self.length[batch]
-        n_seen = int(lengths.sum())
-        self._finish(batch, (0, len(batch), len(batch), n_seen, float(n_seen)), n_preempted)
+        self._finish(batch, 0, len(batch), float(self.length[batch].sum()), n_preempted)
 
     def _short(self, request: int) -> bool:
         return len(self.tables[request]) * self.engine.block_tokens < self.length[request]
@@ -197,9 +211,13 @@ class _State:
         self.running = np.array([*batch, *order], dtype=np.int64)
         return np.array(batch, dtype=np.int64), n_preempted
 
-    def _finish(self, batch: Counts, counted: tuple[float, ...], n_preempted: int) -> None:
+    def _finish(self, batch: Counts, prefill: int, n_tokens: int, n_pairs: float, n_preempted: int) -> None:
         """Note the iteration; every request of the batch has a token more, and leaves with its last one."""
-        self.log.append((*counted, self.engine.n_blocks - len(self.free), n_preempted))
+        seen = self.length[batch]
+        squared, in_use = float(np.square(seen).sum()), self.engine.n_blocks - len(self.free)
+        self.log.append(
+            (prefill, len(batch), n_tokens, int(seen.sum()), n_pairs, int(seen.max()), squared, in_use, n_preempted)
+        )
         self.length[batch] += 1
         self.made[batch] += 1
         done = batch[self.made[batch] == self.output[batch]]

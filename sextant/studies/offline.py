@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sextant.simulator.capacity import CONTEXT_BYTES
 from sextant.simulator.errors import InputError
 from sextant.simulator.evaluate import TimedStep, interval, is_compute, time_ops
-from sextant.simulator.serving import Engine, Iterations, host_work_s, replay
-from sextant.simulator.types import KernelFit, Num, Scenario
+from sextant.simulator.serving import Engine, Iterations, host_work_s, replay, uneven
+from sextant.simulator.types import KernelFit, Num, Op, Scenario
 from sextant.studies import serving
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.memory import Place, moved
@@ -33,6 +33,8 @@ SHORTEST_TOKENS = 100
 HOST_LOW, HOST_HIGH = 0.5, 2.0
 #: Captured batches: powers of two up to the first number, then its multiples.
 _CAPTURED, _STRIDE = 8.0, 16.0
+#: The library of the engine's attention kernels; where it has no block, what a tuned engine would call (decision 11).
+LIBRARY = "flash"
 
 Array = NDArray[np.float64]
 
@@ -185,11 +187,20 @@ def _step(scenario: Scenario, run: Iterations, prefill: bool) -> TimedStep:
         shape = shape_of(model, plan, "decode", batch, 1.0, run.n_seen / batch)
     phase = "prefill" if prefill else "decode"
     step = build(model, shape, phase)
-    step = replace(step, ops=(*step.ops, *_beside_layers(model, shape.n_tokens, batch)))
+    longer = 1.0 if prefill else uneven(run, model.num_key_value_heads, cluster.device.n_sms)
+    ops = tuple(_as_in_engine(op, longer) for op in step.ops)
+    step = replace(step, ops=(*ops, *_beside_layers(model, shape.n_tokens, batch)))
     return time_ops(shard(step, model, plan, 1.0), cluster)
 
 
-def _beside_layers(model, n_tokens: Num, n_sequences: Num) -> list:
+def _as_in_engine(op: Op, longer: Num) -> Op:
+    """Attention by the engine's library, over caches of different lengths."""
+    if op.kind != "attention":
+        return op
+    return replace(op, variant=f"{op.variant}_{LIBRARY}", shape={**op.shape, "uneven": longer})
+
+
+def _beside_layers(model, n_tokens: Num, n_sequences: Num) -> list[Op]:
     """What an engine runs that a model's layers do not: keys and values put into the cache, tokens drawn."""
     part = next(part for part in ("dense_layer", "moe_layer") if part in parameters.layer_counts(model))
     cached = n_tokens * parameters.kv_bytes_per_token(model) / model.num_hidden_layers
