@@ -89,9 +89,11 @@ def uneven(run: Iterations, n_programs: Num, n_sms: Num) -> Num:
     programs met at random, half of E[length ** 2] / E[length] is left. The last to end is as long as the longest, and
     starts that late at most.
     """
-    alike = np.maximum(n_programs * run.n_seen / n_sms, run.n_seen / run.n_sequences)
+    filled, mean = n_programs * run.n_sequences > n_sms, run.n_seen / run.n_sequences
+    alike = np.where(filled, n_programs * run.n_seen / n_sms, mean)
     left = run.n_squared / (2.0 * run.n_seen)
-    return np.maximum(np.maximum(alike + run.longest - left, run.longest) / alike, 1.0)
+    started = np.where(filled, np.maximum(alike - left, 0.0), 0.0)
+    return np.maximum((started + run.longest) / alike, 1.0)
 
 
 def host_work_s(rate: KernelFit, n: Num) -> Num:
