@@ -17,7 +17,7 @@ from sextant.simulator.capacity import CONTEXT_BYTES
 from sextant.simulator.errors import InputError
 from sextant.simulator.evaluate import TimedStep, interval, is_compute, time_ops
 from sextant.simulator.serving import Engine, Iterations, host_work_s, replay, uneven
-from sextant.simulator.types import KernelFit, Num, Op, Scenario
+from sextant.simulator.types import Num, Op, Scenario
 from sextant.studies import serving
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.memory import Place, moved
@@ -45,7 +45,8 @@ class Served:
 
     ``compute_s`` is the GPU's work, ``launch_s`` what an iteration without a graph waits for launches beyond that,
     ``fetch_s`` the fetch of Engram rows, ``stalled_s`` what of it nothing hides, ``host_s`` the host's work while the
-    GPU waits. ``low_s`` and ``high_s`` are the 90% interval of their sum, everything at its own end at once.
+    GPU waits. ``low_s`` and ``high_s`` are the 90% interval of their sum, everything at its own end at once;
+    ``engram_s`` is what of the sum Engram's operators and their fetches take, with an interval of its own.
     """
 
     iterations: Iterations
@@ -59,6 +60,9 @@ class Served:
     host_s: Array
     low_s: Array
     high_s: Array
+    engram_s: Array
+    engram_low_s: Array
+    engram_high_s: Array
 
     @property
     def seconds(self) -> Array:
@@ -107,15 +111,30 @@ def serve(scenario: Scenario, seeds: Sequence[int]) -> Served:
     joined = Iterations(
         **{each.name: np.concatenate([getattr(run, each.name) for run in runs]) for each in fields(Iterations)}
     )
-    parts = {name: np.zeros(len(joined.prefill)) for name in ("compute", "launch", "fetch", "stalled", "host", "low", "high")}  # fmt: skip # noqa: E501
+    parts: dict[str, Array] = {}
     for prefill in (True, False):
         where = np.flatnonzero(joined.prefill == prefill)
         for name, seconds in _timed(scenario, _at(joined, where), prefill).items():
-            parts[name][where] = seconds
+            parts.setdefault(name, np.zeros(len(joined.prefill)))[where] = seconds
     return Served(
         iterations=joined, batch_of=np.repeat(np.arange(len(runs)), [len(run.prefill) for run in runs]),
         n_output_tokens=np.array([outputs.sum() for _, outputs in drawn]), engine=bounds,
         **{f"{name}_s": seconds for name, seconds in parts.items()},
+    )  # fmt: skip
+
+
+def hashed_on_cpu(run: Served, scenario: Scenario) -> Served:
+    """``run`` where the host also hashes the n-grams of every new token between two steps, at the measured rate.
+
+    It was measured for a token of each of up to 512 sequences; prompts are taken to go on at that rate.
+    """
+    extra_s = host_work_s(scenario.cluster.device.kernels["engine_hash"], run.iterations.n_tokens)
+    rate = scenario.cluster.device.kernels["engine_hash"]
+    low_s, high_s = extra_s * rate.low * HOST_LOW, extra_s * rate.high * HOST_HIGH
+    return replace(
+        run, host_s=run.host_s + extra_s, low_s=run.low_s + low_s, high_s=run.high_s + high_s,
+        engram_s=run.engram_s + extra_s, engram_low_s=run.engram_low_s + low_s,
+        engram_high_s=run.engram_high_s + high_s,
     )  # fmt: skip
 
 
@@ -131,44 +150,46 @@ def captured(n_sequences: Num) -> Num:
 
 def _timed(scenario: Scenario, run: Iterations, prefill: bool) -> dict[str, Num]:
     """Seconds by kind of one kind of iterations; all of them at once."""
-    step = _step(scenario, run, prefill)
-    layers = step.step.layers
-    compute_s = _sum(step, is_compute) + 0.0 * run.n_tokens
-    factors = interval(step, layers)
-    rates = scenario.cluster.device.kernels
+    step, device = _step(scenario, run, prefill), scenario.cluster.device
+    layers, rates = step.step.layers, device.kernels
     if "engine_decode" not in rates:
-        raise InputError(f"cluster: no host work was measured for {scenario.cluster.device.name}; choose hgx-h800")
-    work = rates["engine_prefill" if prefill else "engine_decode"]
+        raise InputError(f"cluster: no host work was measured for {device.name}; choose hgx-h800 or hgx-h100")
+    work, launch = rates["engine_prefill" if prefill else "engine_decode"], rates["engine_layer"]
+    compute_s = _sum(step, is_compute) + 0.0 * run.n_tokens
+    launched_s = host_work_s(launch, scenario.model.num_hidden_layers) if prefill else 0.0
+    busy_s = np.maximum(compute_s, launched_s)
     host_s = host_work_s(work, run.n_tokens if prefill else run.n_sequences)
-    launch, n_layers = rates["engine_layer"], scenario.model.num_hidden_layers
-    launched_s = host_work_s(launch, n_layers) if prefill else 0.0
-    launch_s = np.maximum(launched_s - compute_s, 0.0)
-    stalled_s = stalls(scenario, step, compute_s + launch_s)
-    ends = {}
-    for end, factor, host in (("low", factors[0], HOST_LOW), ("high", factors[1], HOST_HIGH)):
-        device_s = np.maximum(compute_s * factor, launched_s * _end(launch, end, host))
-        ends[end] = device_s + stalled_s * _fetch_end(step, end) + host_s * _end(work, end, host)
-    return {
-        "compute": compute_s, "launch": launch_s, "fetch": serving.host_s(step, layers), "stalled": stalled_s,
-        "host": host_s, **ends,
+    stalled = stalls(scenario, step, busy_s)
+    found = {
+        "compute": compute_s, "launch": busy_s - compute_s, "fetch": serving.host_s(step, layers),
+        "stalled": stalled["seconds"], "host": host_s, "engram": _engram_s(step, "seconds") + stalled["seconds"],
     }  # fmt: skip
+    for (end, host), factor in zip((("low", HOST_LOW), ("high", HOST_HIGH)), interval(step, layers), strict=True):
+        device_s = np.maximum(compute_s * factor, launched_s * getattr(launch, end) * host)
+        found[end] = device_s + stalled[end] + host_s * getattr(work, end) * host
+        found[f"engram_{end}"] = _engram_s(step, end) + stalled[end]
+    return found
 
 
-def stalls(scenario: Scenario, step: TimedStep, step_s: Num) -> Num:
-    """Seconds in which an iteration of ``step_s`` waits for Engram rows from host memory."""
-    return serving.stall_s(scenario, step, step_s)
+def stalls(scenario: Scenario, step: TimedStep, step_s: Num) -> dict[str, Num]:
+    """Seconds in which an iteration of ``step_s`` waits for Engram rows from host memory, and both ends of their
+    interval, by the ends of the fetch's."""
+    return {end: serving.stall_s(scenario, _fetching(step, end), step_s) for end in ("seconds", "low", "high")}
 
 
-def _end(rate: KernelFit, end: str, host: float) -> float:
-    return (rate.low if end == "low" else rate.high) * host
+def _fetching(step: TimedStep, end: str) -> TimedStep:
+    """``step`` with its fetches at one end of their interval."""
+    ops = (
+        replace(item, time=replace(item.time, seconds=getattr(item.time, end))) if item.op.stream == "host" else item
+        for item in step.ops
+    )
+    return replace(step, ops=tuple(ops))
 
 
-def _fetch_end(step: TimedStep, end: str) -> Num:
-    """How much longer the fetches take at one end of their interval; 1 where there are none."""
-    fetches = [item.time for item in step.ops if item.op.stream == "host"]
-    if not fetches:
-        return 1.0
-    return sum(getattr(time, end) for time in fetches) / sum(time.seconds for time in fetches)
+def _engram_s(step: TimedStep, end: str) -> Num:
+    """Seconds of Engram's operators on the GPU, at one end of their interval."""
+    n = step.step.layers.get("engram", 0.0)
+    return n * step.seconds(end=end, where=lambda op: op.part == "engram" and is_compute(op))
 
 
 def _step(scenario: Scenario, run: Iterations, prefill: bool) -> TimedStep:
