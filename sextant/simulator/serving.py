@@ -14,7 +14,7 @@ therefore only counts; the times of all iterations follow from its arrays at onc
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from sextant.simulator.errors import InputError
 from sextant.simulator.types import KernelFit, Num
 
 Counts = NDArray[np.int64]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iterations:
-    """What each iteration of an engine computes; arrays of shape (n_iterations,).
+    """What each iteration of an engine computes; arrays of shape (n_iterations,), counts too.
 
     ``n_sequences`` are in the batch, each of which yields one token. ``n_tokens`` are computed, ``n_seen`` is the sum
     over sequences of the tokens that the last new token sees, ``n_pairs`` the sum over new tokens. ``n_blocks`` of the
@@ -46,14 +47,14 @@ class Iterations:
     """
 
     prefill: NDArray[np.bool_]
-    n_sequences: Counts
-    n_tokens: Counts
-    n_seen: Counts
-    n_pairs: NDArray[np.float64]
-    n_blocks: Counts
-    n_preempted: Counts
-    longest: Counts
-    n_squared: NDArray[np.float64]
+    n_sequences: Array
+    n_tokens: Array
+    n_seen: Array
+    n_pairs: Array
+    longest: Array
+    n_squared: Array
+    n_blocks: Array
+    n_preempted: Array
 
 
 def replay(prompt_tokens: Counts, output_tokens: Counts, engine: Engine) -> Iterations:
@@ -66,19 +67,16 @@ def replay(prompt_tokens: Counts, output_tokens: Counts, engine: Engine) -> Iter
         raise InputError("requests: every prompt and every output needs a token; give lengths from 1")
     if longest > engine.n_blocks * engine.block_tokens or longest > engine.max_batched_tokens:
         raise InputError(
-            f"requests: the longest has {longest} tokens, the cache holds {engine.n_blocks * engine.block_tokens} and a "
+            f"requests: the longest has {longest} tokens, the cache holds {engine.n_blocks * engine.block_tokens}, a "
             f"batch {engine.max_batched_tokens}; give shorter requests or more memory"
         )
     state = _State(engine, np.asarray(prompt_tokens), np.asarray(output_tokens))
     while state.waiting or len(state.running):
         if not state.admit():
             state.decode()
-    columns = np.array(state.log, dtype=np.float64).T
-    whole = [column.astype(np.int64) for column in columns]
-    return Iterations(
-        prefill=whole[0].astype(bool), n_sequences=whole[1], n_tokens=whole[2], n_seen=whole[3], n_pairs=columns[4],
-        longest=whole[5], n_squared=columns[6], n_blocks=whole[7], n_preempted=whole[8],
-    )  # fmt: skip
+    first, *columns = np.array(state.log, dtype=np.float64).T
+    names = (each.name for each in fields(Iterations))
+    return Iterations(**dict(zip(names, (first.astype(bool), *columns), strict=True)))
 
 
 def uneven(run: Iterations, n_programs: Num, n_sms: Num) -> Num:
@@ -151,9 +149,10 @@ class _State:
     def _place(self, request: int, n_needed: int) -> int:
         """Give a request its blocks; how many of its tokens are found in blocks that it once had."""
         old, table, hit, cached = self.tables[request], [], True, 0
+        # The last block holds what is computed now, full or not.
+        n_kept = min(len(old), n_needed - 1)
         for i in range(n_needed):
-            # The last block holds what is computed now, full or not.
-            hit = hit and i < min(len(old), n_needed - 1) and old[i] in self.free and self.content[old[i]] == (request, i)
+            hit = hit and i < n_kept and old[i] in self.free and self.content[old[i]] == (request, i)
             if hit:
                 del self.free[old[i]]
                 table.append(old[i])

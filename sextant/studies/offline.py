@@ -72,7 +72,8 @@ class Served:
     def total_s(self, seconds: Array, where: NDArray[np.bool_] | None = None) -> Array:
         """Sum of ``seconds`` over the iterations ``where`` of each batch of requests, shape (n_batches,)."""
         chosen = seconds if where is None else np.where(where, seconds, 0.0)
-        return np.bincount(self.batch_of, weights=chosen, minlength=len(self.n_output_tokens))
+        sums = np.bincount(self.batch_of, weights=chosen, minlength=len(self.n_output_tokens))
+        return sums.astype(np.float64)
 
     def tokens_per_s(self, seconds: Array | None = None) -> Array:
         """Output tokens of each batch of requests over its seconds, shape (n_batches,)."""
@@ -200,7 +201,7 @@ def _step(scenario: Scenario, run: Iterations, prefill: bool) -> TimedStep:
     """
     model, plan, cluster = scenario.model, scenario.plan, scenario.cluster
     if prefill:
-        batch = run.n_sequences.astype(float)
+        batch = run.n_sequences
         new = run.n_tokens / batch
         shape = shape_of(model, plan, "prefill", batch, new, run.n_pairs / run.n_tokens + (new - 1.0) / 2.0)
     else:

@@ -130,21 +130,17 @@ def rows(found: Answer) -> Iterator[tuple[int, str, dict[str, float]]]:
 def judged(found: Answer) -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
     """What the first point, the headline's backbone, predicts of the published figures."""
     own = {name: metrics for i, name, metrics in rows(found) if i == 0}
-    rates = {
-        name: tuple(metrics["tokens_per_s"] * metrics["step_time_s"] / metrics[end] for end in _ENDS)
-        for name, metrics in own.items()
-    }
-    lost = own[""]
+    offloaded = own[""]
+    loss, low, high = (offloaded[f"throughput_loss{end}"] for end in ("", "_low", "_high"))
     return {
-        "engram_offload.baseline": {"tokens_per_s": rates["baseline"]},
-        "engram_offload.host": {
-            "tokens_per_s": rates[""],
-            "throughput_loss": (lost["throughput_loss"], lost["throughput_loss_low"], lost["throughput_loss_high"]),
-        },
-    }
+        "engram_offload.baseline": {"tokens_per_s": _rate(own["baseline"])},
+        "engram_offload.host": {"tokens_per_s": _rate(offloaded), "throughput_loss": (loss, low, high)},
+    }  # fmt: skip
 
 
-_ENDS = ("step_time_s", "step_time_high_s", "step_time_low_s")
+def _rate(metrics: Mapping[str, float]) -> tuple[float, float, float]:
+    rate, step_s = metrics["tokens_per_s"], metrics["step_time_s"]
+    return rate, rate * step_s / metrics["step_time_high_s"], rate * step_s / metrics["step_time_low_s"]
 
 
 def text(found: Answer) -> str:

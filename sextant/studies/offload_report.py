@@ -53,15 +53,12 @@ def _notes(found: Answer) -> list[str]:
     columns, notes = found.result.columns, []
     free = columns["in_hbm_free_bytes"]
     if np.any(free < 0):
-        notes.append(
-            f"in HBM: does not fit, {show(float(-free.min()), 'bytes')} too much; timed as if it did, with the same cache"
-        )
+        missing = show(float(-free.min()), "bytes")
+        notes.append(f"in HBM: does not fit, {missing} too much; timed as if it did, with the same cache")
     for i, name in enumerate(_points(found)):
-        if columns["n_preempted"][i] > 0:
-            notes.append(
-                f"{name}: {columns['n_preempted'][i]:.0f} requests lose their cache on average ({columns['n_blocks'][i]:.0f} "
-                "blocks) and are computed again"
-            )
+        n_lost, n_blocks = columns["n_preempted"][i], columns["n_blocks"][i]
+        if n_lost > 0:
+            notes.append(f"{name}: {n_lost:.0f} times a request loses its part of {n_blocks:.0f} blocks, and is redone")
     return notes
 
 

@@ -58,6 +58,7 @@ class Engine:
         self.device, self.pinned = device, device.type == "cuda"
         self.free: deque[int] = deque(range(MAX_REQUESTS * MAX_BLOCKS))
         self.running: deque[Request] = deque()
+        self.prompt = [random.randrange(VOCABULARY) for _ in range(max(PROMPT_TOKENS))]
         make = {"device": device, "dtype": torch.int64}
         self.ids = torch.zeros(MAX_REQUESTS, **make)
         self.positions = torch.zeros(MAX_REQUESTS, **make)
@@ -154,8 +155,6 @@ class Engine:
             self.sent(values, dtype)
         self.sampled[:1].tolist()
 
-    prompt = [random.randrange(VOCABULARY) for _ in range(max(PROMPT_TOKENS))]
-
 
 def sample(logits: Tensor, temperatures: Tensor) -> Tensor:
     """Tokens drawn from the softmax of ``logits`` over ``temperatures``: arg-max of probabilities over exponentials."""
@@ -176,47 +175,54 @@ def hashed(engine: Engine, multipliers: list[int], rows: int) -> Tensor:
     return ids.pin_memory().to(engine.device, non_blocking=True) if engine.pinned else ids
 
 
+def normed(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """RMSNorm of the sum with the residual, and the sum."""
+    both = x.float() + residual.float()
+    return (both * torch.rsqrt(both.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype), both.to(x.dtype)
+
+
+def head_norm(x: Tensor) -> Tensor:
+    """RMSNorm of each head."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def turned(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary positions on the two halves of each head."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), -1).to(x.dtype)
+
+
+def gated(x: Tensor) -> Tensor:
+    """SiLU of the first half times the second."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.nn.functional.silu(a) * b
+
+
 def layer(device: torch.device, n_tokens: int) -> Callable[[], object]:
-    """A decoder layer of Qwen3-4B without a graph; its small operators are compiled, as engines have them."""
+    """A decoder layer of Qwen3-4B without a graph; its small operators are compiled, as engines have them. On the CPU
+    all widths are an eighth."""
     draw = {"device": device, "dtype": torch.bfloat16}
     size = 8 if device.type == "cpu" else 1
-    hidden, ffn = HIDDEN // size, FFN // size
-    q, kv = HEADS * WIDTH // size, KV_HEADS * WIDTH // size
-    weights = [torch.randn(*shape, **draw) * 0.02 for shape in ((q + 2 * kv, hidden), (hidden, q), (2 * ffn, hidden), (hidden, ffn))]  # fmt: skip # noqa: E501
+    hidden, ffn, q, kv = (width // size for width in (HIDDEN, FFN, HEADS * WIDTH, KV_HEADS * WIDTH))
+    shapes = ((q + 2 * kv, hidden), (hidden, q), (2 * ffn, hidden), (hidden, ffn))
+    weights = [torch.randn(*shape, **draw) * 0.02 for shape in shapes]
     x, residual = torch.randn(n_tokens, hidden, **draw), torch.randn(n_tokens, hidden, **draw)
-    cache = torch.zeros(4096, 2 * kv, **draw)
-    at = torch.arange(n_tokens, device=device)
+    cache, at = torch.zeros(4096, 2 * kv, **draw), torch.arange(n_tokens, device=device)
     angles = torch.randn(n_tokens, 1, WIDTH // 2, device=device)
     compiled = torch.compile if device.type == "cuda" else (lambda f: f)
-
-    def normed(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        both = x.float() + residual.float()
-        return (both * torch.rsqrt(both.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype), both.to(x.dtype)
-
-    def head_norm(x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
-
-    def turned(x: Tensor, angles: Tensor) -> Tensor:
-        a, b = x.float().chunk(2, dim=-1)
-        return torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), -1).to(x.dtype)
-
-    def gated(x: Tensor) -> Tensor:
-        a, b = x.chunk(2, dim=-1)
-        return torch.nn.functional.silu(a) * b
-
-    normed_c, head_c, turned_c, gated_c = (compiled(f) for f in (normed, head_norm, turned, gated))
+    norm, heads_norm, turn, gate = (compiled(f) for f in (normed, head_norm, turned, gated))
     linear, attend = torch.nn.functional.linear, torch.nn.functional.scaled_dot_product_attention
 
     def run() -> Tensor:
-        y, kept = normed_c(x, residual)
+        y, kept = norm(x, residual)
         query, key, value = linear(y, weights[0]).split((q, kv, kv), dim=-1)
-        query, key = (turned_c(head_c(part.unflatten(-1, (-1, WIDTH))), angles) for part in (query, key))
+        query, key = (turn(heads_norm(part.unflatten(-1, (-1, WIDTH))), angles) for part in (query, key))
         cache.index_copy_(0, at, torch.cat((key.flatten(1), value), -1))
         heads = [part.transpose(0, 1)[None] for part in (query, key, value.unflatten(-1, (-1, WIDTH)))]
         seen = attend(*heads, is_causal=True, enable_gqa=True)[0].transpose(0, 1).flatten(1)
-        y, kept = normed_c(linear(seen, weights[1]), kept)
-        return linear(gated_c(linear(y, weights[2])), weights[3])
+        y, kept = norm(linear(seen, weights[1]), kept)
+        return linear(gate(linear(y, weights[2])), weights[3])
 
     return run
 
@@ -243,8 +249,9 @@ def measured(device: torch.device, seconds: float, requests: tuple[int, ...]) ->
     rows: list[dict[str, object]] = []
 
     def note(work: str, n: int, us: list[float], per: float = 1.0) -> None:
-        low, middle, high = (statistics.quantiles(us, n=10)[0], statistics.median(us), statistics.quantiles(us, n=10)[8])
-        ends = {key: f"{value / per:.2f}" for key, value in (("us", middle), ("us_p10", low), ("us_p90", high))}
+        tenths = statistics.quantiles(us, n=10)
+        found = {"us": statistics.median(us), "us_p10": tenths[0], "us_p90": tenths[-1]}
+        ends = {key: f"{value / per:.2f}" for key, value in found.items()}
         rows.append({"work": work, "n": n, **ends, "n_repeats": len(us)})
         print(work, n, ends, file=sys.stderr, flush=True)
 
@@ -317,7 +324,7 @@ def _processor() -> str:
 
 def main() -> None:
     """Measure and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", default="engine_loop.csv")
     parser.add_argument("--seconds", type=float, default=0.6)
     parser.add_argument("--smoke", action="store_true", help="few sizes, on the CPU")

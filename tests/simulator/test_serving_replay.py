@@ -50,7 +50,8 @@ def test_every_token_is_made_once_and_the_cache_never_overflows(seed, n_blocks, 
     # What is computed twice, is computed because something was preempted.
     again = run.n_tokens[run.prefill].sum() - prompts.sum()
     assert again >= 0 and (again > 0) == bool(run.n_preempted.sum() > 0)
-    assert np.all(run.longest * run.n_sequences >= run.n_seen) and np.all(run.n_squared * run.n_sequences >= run.n_seen**2)
+    assert np.all(run.longest * run.n_sequences >= run.n_seen)
+    assert np.all(run.n_squared * run.n_sequences >= run.n_seen**2)
 
 
 def test_those_that_came_last_give_way_and_find_their_full_blocks_again():
