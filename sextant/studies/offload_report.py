@@ -46,7 +46,11 @@ def _points(found: Answer) -> list[str]:
     swept = found.axis_values()
     if not swept:
         return [found.question.scenario.model.name]
-    return [", ".join(str(values[i]) for values in swept.values()) for i in range(found.n_points)]
+    return [", ".join(_shown(values[i]) for values in swept.values()) for i in range(found.n_points)]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _notes(found: Answer) -> list[str]:

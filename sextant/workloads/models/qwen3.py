@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sextant.workloads.transformer import Transformer
 
-_CARD = "model card: 4.0B and 8.2B, without embeddings 3.6B and 6.95B"
+_CARD = "model cards of Qwen/Qwen3-4B and Qwen/Qwen3-8B: 4.0B and 8.2B, without embeddings 3.6B and 6.95B"
 
 _8B = Transformer(
     name="qwen3-8b",
@@ -18,11 +18,10 @@ _8B = Transformer(
     vocab_size=151936.0,
     intermediate_size=12288.0,
     qk_norm=True,
-    official={"n_parameters": 8.2e9, "n_activated_parameters": 8.2e9},
+    official={"n_parameters": 8.2e9},
     source={
         "": "config.json of Qwen/Qwen3-8B and Qwen/Qwen3-4B as quoted in public repositories",
-        "official.n_parameters": f"Qwen/Qwen3-8B {_CARD}",
-        "official.n_activated_parameters": f"Qwen/Qwen3-8B {_CARD}",
+        "official.n_parameters": _CARD,
     },
 )
 
@@ -33,7 +32,7 @@ MODELS = (
         hidden_size=2560.0,
         intermediate_size=9728.0,
         tie_word_embeddings=True,
-        official={"n_parameters": 4.0e9, "n_activated_parameters": 4.0e9},
+        official={"n_parameters": 4.0e9},
     ),
     _8B,
 )
