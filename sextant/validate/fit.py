@@ -24,6 +24,7 @@ from sextant.simulator.types import Device
 from sextant.validate.fit_attention import fit_attention, fit_mla, regime
 from sextant.validate.fit_collective import fit_collective
 from sextant.validate.fit_conv2d import fit_conv2d
+from sextant.validate.fit_engine import fit_engine
 from sextant.validate.fit_exchange import fit_exchange
 from sextant.validate.fit_fetch import fit_fetch
 from sextant.validate.fit_gather import fit_gather
@@ -150,7 +151,7 @@ def fit_wgrads(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]
 FITTERS: Mapping[str, Fitter] = {
     "gemm": fit_gemms, "moe": fit_experts, "memory": fit_memories, "attention": fit_attentions,
     "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads, "mhc": fit_mhc, "gather": fit_gather,
-    "host_copy": fit_host_copy, "conv2d": fit_conv2d, "fetch": fit_fetch,
+    "host_copy": fit_host_copy, "conv2d": fit_conv2d, "fetch": fit_fetch, "engine": fit_engine,
 }  # fmt: skip
 
 

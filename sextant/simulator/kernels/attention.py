@@ -1,7 +1,9 @@
 """Attention with materialised heads: prefill, encoder, training (forward and backward) and decode against a cache.
 
 Shape: batch, heads, kv_heads (default heads), q_len, kv_len, head_dim, v_head_dim (default head_dim) and causal
-(1 or 0, default 1; a causal query sees the keys up to its own place, the last query being aligned with the last key).
+(1 or 0, default 1; a causal query sees the keys up to its own place, the last query being aligned with the last key);
+of a decode step over caches of different lengths, whose mean is kv_len, ``uneven`` (default 1) is how much later the
+last of all programs ends than if all were alike (``simulator.serving.uneven``).
 
 Prefill and training follow the tiles of a fused kernel: one program per 128 query rows of a head walks over tiles of
 keys, and pays matrix products and exponentials, which overlap in part. Programs run in waves over the SMs. The tile of
@@ -132,6 +134,7 @@ def _dims(shape: Mapping[str, Num]) -> dict[str, Num]:
     d.setdefault("kv_heads", d["heads"])
     d.setdefault("v_head_dim", d["head_dim"])
     d.setdefault("causal", 1.0)
+    d.setdefault("uneven", 1.0)
     return d
 
 
@@ -197,7 +200,7 @@ def _decode(op: Op, d: Mapping[str, Num], device: Device, fit: KernelFit) -> Est
     hbm_s = (traffic - resident) / (device.memories["hbm"].bandwidth_bytes_per_s * c["efficiency"])
     l2_s = (resident + np.where(shared, 0.0, streams * d["kv_len"] * row_bytes)) / c["l2_bytes_per_s"]
     part = np.maximum(np.minimum(d["kv_len"], c["chunk_tokens"]), d["kv_len"] * streams / device.n_sms)
-    whole = d["kv_len"] * np.maximum(streams / device.n_sms, 1.0)
+    whole = d["kv_len"] * np.maximum(streams / device.n_sms, 1.0) * d["uneven"]
     tokens = np.where(streams < c["split_share"] * device.n_sms, np.minimum(part, whole), whole)
     memory_s = np.maximum(np.maximum(hbm_s, l2_s), tokens * row_bytes / c["program_bytes_per_s"])
 

@@ -111,6 +111,8 @@ def gqa(place: Place, model, recipe: Recipe, batch: Num, seq: Num, kv_len: Num) 
     m, dim = batch * seq, model.head_dim
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
     ops = linear("qkv_proj", place, m, (heads + 2 * kv_heads) * dim, model.hidden_size, recipe, split="n")
+    if model.qk_norm:
+        ops += norm("q_norm", place, m * heads, dim) + norm("k_norm", place, m * kv_heads, dim)
     size = 2.0 * m * (heads + kv_heads) * dim
     ops.append(moved("rope", place, size, size))
     if place.training:
