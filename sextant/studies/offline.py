@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from sextant.simulator.capacity import CONTEXT_BYTES
 from sextant.simulator.errors import InputError
 from sextant.simulator.evaluate import TimedStep, interval, is_compute, time_ops
+from sextant.simulator.fetch import fetched
 from sextant.simulator.serving import Engine, Iterations, host_work_s, replay, uneven
 from sextant.simulator.types import Num, Op, Scenario
-from sextant.studies import serving
+from sextant.studies import fetches, serving
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.memory import Place, moved
 from sextant.workloads.shard import shard
@@ -162,7 +163,7 @@ def _timed(scenario: Scenario, run: Iterations, prefill: bool) -> dict[str, Num]
     host_s = host_work_s(work, run.n_tokens if prefill else run.n_sequences)
     stalled = stalls(scenario, step, busy_s)
     found = {
-        "compute": compute_s, "launch": busy_s - compute_s, "fetch": serving.host_s(step, layers),
+        "compute": compute_s, "launch": busy_s - compute_s, "fetch": stalled["fetch"],
         "stalled": stalled["seconds"], "host": host_s, "engram": _engram_s(step, "seconds") + stalled["seconds"],
     }  # fmt: skip
     for (end, host), factor in zip((("low", HOST_LOW), ("high", HOST_HIGH)), interval(step, layers), strict=True):
@@ -173,18 +174,19 @@ def _timed(scenario: Scenario, run: Iterations, prefill: bool) -> dict[str, Num]
 
 
 def stalls(scenario: Scenario, step: TimedStep, step_s: Num) -> dict[str, Num]:
-    """Seconds in which an iteration of ``step_s`` waits for Engram rows from host memory, and both ends of their
-    interval, by the ends of the fetch's."""
-    return {end: serving.stall_s(scenario, _fetching(step, end), step_s) for end in ("seconds", "low", "high")}
-
-
-def _fetching(step: TimedStep, end: str) -> TimedStep:
-    """``step`` with its fetches at one end of their interval."""
-    ops = (
-        replace(item, time=replace(item.time, seconds=getattr(item.time, end))) if item.op.stream == "host" else item
-        for item in step.ops
-    )
-    return replace(step, ops=tuple(ops))
+    """What an iteration of ``step_s`` loses to Engram rows from host memory, by the plan's way of fetching: exposed
+    ``seconds``, ``low`` and ``high`` by the ends of the fetch's interval, and ``fetch``, all of it with nothing beside.
+    """
+    found = fetches.scene(scenario, step, step_s)
+    if found is None:
+        return dict.fromkeys(("seconds", "low", "high", "fetch"), 0.0)
+    (op,) = fetches.fetch_ops(step)
+    way = fetched(op, fetches.sharing(scenario), scenario.plan.prefetch, fetches.n_sharing(scenario))
+    played = {}
+    for end, factor in (("seconds", 1.0), ("low", way.low), ("high", way.high)):
+        fetch = replace(found.fetch, link_s=found.fetch.link_s * factor, prepare_s=found.fetch.prepare_s * factor)
+        played[end] = replace(found, fetch=fetch).played()
+    return {**{end: run.exposed_s for end, run in played.items()}, "fetch": played["seconds"].fetch_s}
 
 
 def _engram_s(step: TimedStep, end: str) -> Num:

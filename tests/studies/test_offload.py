@@ -66,7 +66,8 @@ def test_what_engram_adds_is_exposed_by_how_rows_are_fetched(small):
         assert set(rows) == set(offload.ROWS)
         assert rows["baseline"]["throughput_loss"] == 0.0 and rows["baseline"]["fetch_s"] == 0.0
         rate = {name: m["tokens_per_s"] for name, m in rows.items()}
-        assert rate["baseline"] > max(rate["in_hbm"], rate[""]) and rate[""] > rate["on_demand"]
+        assert rate["baseline"] > max(rate["in_hbm"], rate["unhindered"])
+        assert rate["unhindered"] >= rate[""] > rate["on_demand"]
         assert rate[""] > rate["cpu_hash"]
         assert rows["on_demand"]["exposed_fetch_s"] == pytest.approx(rows["on_demand"]["fetch_s"])
         for name, m in rows.items():
