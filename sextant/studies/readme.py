@@ -26,6 +26,7 @@ from sextant.studies import (
     metrics,
     model_card,
     report,
+    study,
     whole_table,
 )
 from sextant.studies.files import folder, replacing
@@ -53,6 +54,12 @@ _ROWS = {
     "deepep.normal.ep32.ep_dispatch_bytes_per_s": "expert dispatch over 32 H800, per GPU",
     "deepep.normal.ep64.ep_combine_bytes_per_s": "expert combine over 64 H800, per GPU",
     "deepep.low_latency.ep256.ep_dispatch_s": "low-latency dispatch over 256 H800",
+    "engram_offload.baseline.tokens_per_s": "4B on nano-vLLM, one H800, backbone assumed Qwen3-4B: tokens/s",
+    "engram_offload.host.tokens_per_s": "the same with 100 B parameters of Engram in host memory",
+    "engram_offload.host.throughput_loss": "what of the throughput that costs",
+    "mhc.training.time_overhead": "step overhead of four residual streams, mHC-27B, layout assumed",
+    "engram_loss.engram_27b.saved_loss": "loss that Engram-27B saves against MoE-27B",
+    "engram_loss.engram_40b.saved_loss": "loss that Engram-40B saves",
     "training_flops.deepseek_v3_671b.training_flops_per_token": "DeepSeek-V3, FLOPs per trained token",
     "training_flops.deepseek_v2_236b.training_flops_per_token": "DeepSeek-V2, FLOPs per trained token",
     "training_flops.llama_405b.training_flops_per_token": "Llama 405B, FLOPs per trained token",
@@ -60,8 +67,9 @@ _ROWS = {
     "kv_cache.deepseek_v3.kv_bytes_per_token": "DeepSeek-V3, KV cache per token",
 }
 
-#: The model whose card the README shows.
+#: The model whose card the README shows, and the studies whose figure of that name it shows.
 _CARD = "engram-27b"
+_STUDIES = {"engram_allocation_9_9b": "allocation", "architecture_27b": "pareto", "mhc_overhead_27b": "overhead"}
 
 #: Fits of the H100 under the names of the H200's table: kernels of other libraries, of which only errors are shipped.
 _H100 = {
@@ -108,12 +116,28 @@ def _draw(place: Path) -> None:
         for kind in ("png", "svg"):
             figures.save_figure(figure, place / f"deepseek_v3_step.{kind}")
         plt.close(figure)
+    for scenario, name in _STUDIES.items():
+        _draw_study(scenario, name, place)
     every = kernel_errors.judged()
     kernel_figure.draw(every.only(every.held_out & np.isfinite(every.predicted_s)), "h200", place)
     with tempfile.TemporaryDirectory() as drawn:
         card_figure.draw(model_card.card(_CARD), Path(drawn))
         for kind in ("png", "svg"):
             shutil.copyfile(Path(drawn) / f"model.{kind}", place / f"{_CARD.replace('-', '_')}_card.{kind}")
+
+
+def _draw_study(scenario: str, name: str, place: Path) -> None:
+    """One figure of a shipped scenario's study, by its name."""
+    import matplotlib.pyplot as plt
+
+    asked = answer.question(scenario)
+    drawn = study.find(asked.study).figures
+    assert drawn is not None, f"{scenario} has no figures"
+    with figures.styled():
+        for kind, figure in drawn(report.Answer(question=asked, result=answer.answer(asked))).items():
+            for suffix in ("png", "svg") if kind == name else ():
+                figures.save_figure(figure, place / f"{scenario}.{suffix}")
+            plt.close(figure)
 
 
 def _errors() -> list[str]:
