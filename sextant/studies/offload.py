@@ -110,7 +110,7 @@ def _lost(run: Served, base: Served) -> dict[str, Num]:
 def _warnings() -> list[str]:
     return [
         "the engine's host work was measured on another host than the published experiment's",
-        "attention is FlashAttention as torch has it, measured on an H200 without paged caches",
+        "attention is FlashAttention of torch, without paged caches: steps measured on an H100, prompts on an H200",
         "text is not made of the tokens at the end, nor of prompts at the start",
         "the backbone of the published experiment is not published: qwen3-4b is assumed (docs/decisions 25)",
     ]
