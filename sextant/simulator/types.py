@@ -231,7 +231,8 @@ class Plan:
     (``file_system`` or ``host`` memory first), every ``checkpoint_interval_s`` of work (0: as often as is best).
     ``sequence_parallel`` splits norms, dropout and residuals over the tensor group too, which then gathers and scatters
     where it otherwise sums. ``attention`` is ``fused``, or ``unfused``: scores written out; ``hyper_connections``
-    likewise, ``unfused``: every operator of mHC a kernel of its own. With ``blocking_sends`` a stage computes nothing
+    likewise, ``unfused``: every operator of mHC a kernel of its own, or ``tile_kernels``: in training the kernels that
+    DeepSeek released, as measured. With ``blocking_sends`` a stage computes nothing
     while it sends; with ``early_sends`` a message leaves once its tensor is there, not at the end of its chunk, and a
     stage that makes streams again does so before its gradient has come.
     ``prefetch`` is how rows come from where ``placement`` has them (``simulator.fetch``); ``deduplicate`` fetches every

@@ -179,6 +179,8 @@ def _ignored(scenario: Scenario) -> list[str]:
         "plan.early_sends: sends block": plan.early_sends and plan.blocking_sends,
         "plan.hyper_connections: a residual of one stream": plan.hyper_connections != "fused"
         and bool(np.all(np.asarray(scenario.model.n_streams) <= 1)),
+        "plan.hyper_connections: tile_kernels are about training": plan.hyper_connections == "tile_kernels"
+        and not training,
         **_misplaced(scenario),
         "plan.prefetch, which is about Engram tables while serving": plan.prefetch != "none" and not _fetches(scenario),
         "plan.prefetch: the tables lie in HBM": plan.prefetch != "none" and not _far(scenario),

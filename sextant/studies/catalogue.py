@@ -23,7 +23,7 @@ CHOICES = {
     "plan.schedule": NAMES,
     "plan.overlap": ("none", "forward_backward", "two_batch", "tensor"),
     "plan.attention": ("fused", "unfused"),
-    "plan.hyper_connections": ("fused", "unfused"),
+    "plan.hyper_connections": ("fused", "tile_kernels", "unfused"),
     "plan.formats": tuple(RECIPES),
     "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "attention", "full"),
     "load.phase": PHASES,

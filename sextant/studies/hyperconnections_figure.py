@@ -11,7 +11,7 @@ from sextant.validate import published
 if TYPE_CHECKING:
     from sextant.studies.report import Answer
 
-_COLOURS = {"fused": "#2f6690", "unfused": "#b5493c"}
+_COLOURS = {"fused": "#2f6690", "tile_kernels": "#c9913a", "unfused": "#b5493c"}
 
 
 def overhead(found: Answer) -> Any:

@@ -20,7 +20,7 @@ from sextant.simulator.kernels.streams import stream_features
 from sextant.simulator.types import Device, KernelFit, Num, Op
 from sextant.validate.prediction import operators
 from sextant.validate.residuals import Pairs, corrected, crossed, grown, held_out_rows, whole_shapes
-from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, columns, errors, solve, with_fit
+from sextant.validate.solver import Array, Bounds, Errors, Fitted, Row, alone, column, columns, errors, solve, with_fit
 
 Predict = Callable[[KernelFit, NDArray[np.bool_]], Array]
 
@@ -189,10 +189,15 @@ def fit_unseen(
 
     # Every row is trained on; a second copy of all of them stands where ``solve`` wants rows to hold out.
     whole = solve(name, bounds, twice, np.tile(measured_s, 2), np.repeat([False, True], n), "", fixed)
+    return judged(name, whole.fit, whole.training, held_out, what)
+
+
+def judged(name: str, fit: KernelFit, training: Errors, held_out: Errors, what: str) -> Fitted:
+    """``fit`` with the interval and the words of the errors that rows of whole ``what`` have that no fit saw."""
     said = (
         f"whole {what} held out: MAPE {100 * held_out.mape:.1f}%, median {100 * held_out.median:.1f}%, 95th percentile "
         f"{100 * held_out.p95:.1f}% over {held_out.n_rows} rows"
     )
-    low, high = min(held_out.low, whole.training.low), max(held_out.high, whole.training.high)
-    fit = replace(whole.fit, low=low, high=high, source=said)
-    return Fitted(name=name, fit=fit, training=whole.training, held_out=held_out)
+    low, high = min(held_out.low, training.low), max(held_out.high, training.high)
+    fit = replace(fit, low=low, high=high, source=f"{fit.source}; {said}" if fit.source else said)
+    return Fitted(name=name, fit=fit, training=training, held_out=held_out)

@@ -28,8 +28,8 @@ class Shape:
     their redundant copies, ``skew`` how unevenly they are chosen, ``n_comm_sms`` the SMs that run the exchange of
     experts in normal mode. ``n_images`` of ``image_height`` x ``image_width`` pixels are encoded per sequence.
     ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training,
-    ``access`` which of their rows move. ``fused``: attention keeps its scores to itself. ``fused_streams``,
-    ``n_stages``: as in ``Place``.
+    ``access`` which of their rows move. ``fused``: attention keeps its scores to itself. ``streams``, ``n_stages``: as
+    in ``Place``.
     """
 
     phase: str
@@ -48,7 +48,7 @@ class Shape:
     engram_tier: str = "hbm"
     n_devices: Num = 1.0
     fused: bool = True
-    fused_streams: bool = True
+    streams: str = "fused"
     n_stages: Num = 1.0
     access: Access = EVERY
 
@@ -61,7 +61,7 @@ class Shape:
         """The tags of an operator of that part and block."""
         return Place(
             part=part, block=block, training=self.phase == "training", recompute=self.recompute,
-            fused_streams=self.fused_streams, n_stages=self.n_stages,
+            streams=self.streams, n_stages=self.n_stages,
         )  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def shape_of(
         copies=copies, n_slots=model.n_routed_experts + plan.redundant_experts, n_comm_sms=_exchange_sms(plan),
         engram_tier=plan.placement.get("engram", "hbm"),
         n_devices=plan.tensor * plan.context * plan.pipeline * plan.data, fused=plan.attention == "fused",
-        fused_streams=plan.hyper_connections == "fused", n_stages=pipeline_stages(plan), **images,
+        streams=plan.hyper_connections, n_stages=pipeline_stages(plan), **images,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Shape: n_tokens, hidden (C), n_streams (n); sinkhorn_iters is ignored (H_res com
 that reads n C + C and writes n C elements in BF16 (mHC, arXiv:2512.24880, s4.3.1).
 
 ``backward`` reads the gradients and the residual (n C each) and the layer's output, writes the gradients of the
-last two and of the mappings: deepseek-ai/TileKernels post. Not measured: the forward's coefficients, marked assumed.
+last two and of the mappings: deepseek-ai/TileKernels post, measured; the block ``mhc_post_backward``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from collections.abc import Mapping
 from sextant.simulator.kernels import Work, fit_of
 from sextant.simulator.kernels.streams import Stream, corrected_stream_seconds
 from sextant.simulator.types import Cluster, Estimate, Num, Op
-
-#: Widening of the interval for the backward pass.
-BACKWARD_LOW, BACKWARD_HIGH = 0.9, 1.3
 
 
 def stream(shape: Mapping[str, Num], variant: str) -> Stream:
@@ -37,14 +34,11 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the block ``mhc_post`` with the coefficients of ``streams`` or of ``rows``; KeyError if the device has
-    none."""
-    fit = fit_of(cluster.device, "mhc_post")
+    """Seconds by the block ``mhc_post`` or ``mhc_post_backward`` with the coefficients of ``streams`` or of ``rows``;
+    KeyError if the device has none."""
+    fit = fit_of(cluster.device, "mhc_post_backward" if op.variant == "backward" else "mhc_post")
     parts = corrected_stream_seconds(stream(op.shape, op.variant), op.shape, fit, cluster.device)
-    backward = op.variant == "backward"
-    low, high = (fit.low * BACKWARD_LOW, fit.high * BACKWARD_HIGH) if backward else (fit.low, fit.high)
     return Estimate(
-        seconds=parts.total, low=parts.total * low, high=parts.total * high,
-        limits={"memory": parts.memory, "launch": parts.launch},
-        provenance="assumed" if backward else fit.provenance,
+        seconds=parts.total, low=parts.total * fit.low, high=parts.total * fit.high,
+        limits={"memory": parts.memory, "launch": parts.launch}, provenance=fit.provenance,
     )  # fmt: skip

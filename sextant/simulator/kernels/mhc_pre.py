@@ -15,8 +15,12 @@ kernels, a product in blocks of 16 or 64 tokens that is split along n C over idl
     token_iteration_s                Sinkhorn's time of a token on one SM, per iteration
 
 ``backward`` reads the residual and the gradients of the layer's input, adds to the residual's gradient twice (through
-H_pre and through the mappings) and sums the weight gradient: the kernels of deepseek-ai/TileKernels pre_apply_mix and
-pre_norm_fn. It was not measured: the forward's coefficients, marked assumed, with a wider interval.
+H_pre and through the mappings) and sums the weight gradient. Of DeepSeek's released kernels (deepseek-ai/TileKernels
+pre_apply_mix, pre_norm_fn and what is between) all parts were measured; their product of the mappings, whose weight
+gradient is not split, takes five times what its bytes do, and the package itself recommends another. ``training`` and
+``training_backward`` are those kernels as they are (``mhc_training``). ``backward`` is what the mHC paper describes:
+their other kernels, and a product that nobody has published, assumed to move its bytes as the forward pass does. Its
+interval is wider, and reaches up to the released kernels.
 """
 
 from __future__ import annotations
@@ -26,11 +30,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from sextant.simulator.kernels import Work, fit_of
+from sextant.simulator.kernels import Work, fit_of, mhc_training
 from sextant.simulator.kernels.correction import correction
 from sextant.simulator.kernels.rows import least_seconds
 from sextant.simulator.kernels.streams import Stream, stream_features, stream_rows, stream_seconds
-from sextant.simulator.types import Cluster, Device, Estimate, Num, Op
+from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
 
 #: Share of the TF32 peak that the narrow product of the mappings is taken to reach; it binds only for many streams.
 MATH_SHARE = 0.5
@@ -38,8 +42,8 @@ MATH_SHARE = 0.5
 #: Tokens of a block of the product: the taller one where it fills all SMs.
 SHORT_BLOCK, TALL_BLOCK = 16.0, 64.0
 
-#: Kernels of the backward pass beside those of the forward: apply, Sinkhorn with split, product.
-BACKWARD_KERNELS = 1.5
+#: Share of the forward's latency, of two kernels, that the backward product is taken to have.
+PRODUCT_LAUNCH = 0.5
 
 #: Widening of the interval for the backward pass.
 BACKWARD_LOW, BACKWARD_HIGH = 0.9, 1.4
@@ -53,48 +57,108 @@ def n_mappings(n_streams: Num) -> Num:
 def stream(shape: Mapping[str, Num], variant: str) -> Stream:
     """Bytes of one execution: BF16 tensors, FP32 mappings and weights."""
     n, width, maps = shape["n_streams"], shape["hidden"], n_mappings(shape["n_streams"])
-    weights = 4.0 * n * width * maps
-    if variant == "backward":
-        # apply: grad C, residual n C, its gradient n C read, n C written; product: residual, gradient read, written.
-        passes, once = 2.0 * width * (6.0 * n + 1.0), 2.0 * width * (2.0 * n + 1.0)
-        return Stream(
-            n_tokens=shape["n_tokens"], token_bytes=passes + 12.0 * maps, tensor_bytes=once, fixed_bytes=3.0 * weights
-        )
+    if is_backward(variant):
+        # apply: grad C, residual n C, its gradient n C read, n C written; then the product.
+        product, applied, once = product_stream(shape), 2.0 * width * (3.0 * n + 1.0), 2.0 * width * (2.0 * n + 1.0)
+        return replace(product, token_bytes=applied + product.token_bytes, tensor_bytes=once)
     passes, once = 2.0 * width * (2.0 * n + 1.0), 2.0 * width * (n + 1.0)
+    weights = 4.0 * n * width * maps
     return Stream(n_tokens=shape["n_tokens"], token_bytes=passes + 12.0 * maps, tensor_bytes=once, fixed_bytes=weights)
+
+
+def product_stream(shape: Mapping[str, Num]) -> Stream:
+    """Bytes of the backward product: residual and its gradient read, the latter written; weights read and written."""
+    wide, maps = shape["n_streams"] * shape["hidden"], n_mappings(shape["n_streams"])
+    return Stream(
+        n_tokens=shape["n_tokens"], token_bytes=6.0 * wide + 12.0 * maps, tensor_bytes=4.0 * wide,
+        fixed_bytes=12.0 * wide * maps,
+    )  # fmt: skip
+
+
+def is_backward(variant: str) -> bool:
+    """Whether a variant is a backward pass."""
+    return variant.endswith("backward")
 
 
 def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
     """FLOPs of the mappings' product (2 n C (n^2 + 2 n) per token, twice that backward) and of applying H_pre (2 n C,
     4 n C backward), Sinkhorn left out; the bytes of all passes."""
     moved, wide = stream(shape, variant), shape["n_streams"] * shape["hidden"]
-    passes = 2.0 if variant == "backward" else 1.0
+    passes = 2.0 if is_backward(variant) else 1.0
     flops = passes * 2.0 * wide * (n_mappings(shape["n_streams"]) + 1.0) * shape["n_tokens"]
     return Work(flops=flops, traffic_bytes={"hbm": moved.n_tokens * moved.token_bytes + moved.fixed_bytes})
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the block ``mhc_pre``, with iteration_s per Sinkhorn iteration, which runs on chip. KeyError if the
-    device has no such block."""
+    """Seconds by the block ``mhc_pre``, with iteration_s per Sinkhorn iteration, which runs on chip; in training by
+    ``mhc_pre_training`` and ``mhc_pre_training_backward``. KeyError if the device lacks one."""
     device, s = cluster.device, op.shape
+    if op.variant.startswith("training"):
+        return _released(op, device)
     fit = fit_of(device, "mhc_pre")
-    what, backward = stream(s, op.variant), op.variant == "backward"
-    kernels = BACKWARD_KERNELS if backward else 1.0
-    math_s = work(s, op.format, op.variant).flops / (_tf32(device) * MATH_SHARE)
-    if "column_s" in fit.coefficients:
-        launch_s, memory_s = _two_kernels(s, what, fit.coefficients, device)
-    else:
-        parts = stream_seconds(what, fit.coefficients, device)
-        launch_s, memory_s = parts.launch, parts.memory
-    launch_s = kernels * launch_s + iterations_s(s, fit.coefficients)
+    if op.variant == "backward":
+        return _backward(op, fit, device)
+    what, math_s = stream(s, op.variant), _math_s(op, device)
+    launch_s, memory_s = _parts(s, what, fit, device)
+    launch_s = launch_s + iterations_s(s, fit.coefficients)
     seconds = (launch_s + np.maximum(memory_s, math_s)) * correction(fit, features(s, op.variant))
-    seconds = np.maximum(seconds, least_seconds(stream_rows(replace(what, token_bytes=what.tensor_bytes), s), device))
-    low, high = (fit.low * BACKWARD_LOW, fit.high * BACKWARD_HIGH) if backward else (fit.low, fit.high)
+    seconds = np.maximum(seconds, _least_s(op, device))
     return Estimate(
-        seconds=seconds, low=seconds * low, high=seconds * high,
-        limits={"math": math_s, "memory": memory_s, "launch": launch_s},
-        provenance="assumed" if backward else fit.provenance,
+        seconds=seconds, low=seconds * fit.low, high=seconds * fit.high,
+        limits={"math": math_s, "memory": memory_s, "launch": launch_s}, provenance=fit.provenance,
     )  # fmt: skip
+
+
+def _released(op: Op, device: Device) -> Estimate:
+    """The kernels that DeepSeek released, as measured."""
+    back = is_backward(op.variant)
+    fit = fit_of(device, f"mhc_pre_{op.variant}")
+    parts = (mhc_training.backward if back else mhc_training.forward)(op.shape, fit.coefficients, device)
+    math_s = _math_s(op, device)
+    seconds = np.maximum(parts.total, np.maximum(_least_s(op, device), math_s))
+    return Estimate(
+        seconds=seconds, low=seconds * fit.low, high=seconds * fit.high,
+        limits={"math": math_s, "memory": parts.product + parts.apply, "launch": parts.sinkhorn + parts.small},
+        provenance=fit.provenance,
+    )  # fmt: skip
+
+
+def _backward(op: Op, fit: KernelFit, device: Device) -> Estimate:
+    """The product by the forward's coefficients, the other kernels as released; the interval reaches up to these."""
+    released = _released(replace(op, variant="training_backward"), device)
+    measured = fit_of(device, "mhc_pre_training_backward").coefficients
+    parts, math_s = mhc_training.backward(op.shape, measured, device), _math_s(op, device)
+    # Sinkhorn is none of the product's.
+    launch_s, memory_s = _parts({**op.shape, "sinkhorn_iters": 0.0}, product_stream(op.shape), fit, device)
+    launch_s = PRODUCT_LAUNCH * launch_s
+    product_s = (launch_s + np.maximum(memory_s, math_s)) * correction(fit, features(op.shape, op.variant))
+    seconds = np.maximum(product_s + parts.apply + parts.sinkhorn + parts.small, _least_s(op, device))
+    return Estimate(
+        seconds=seconds, low=seconds * fit.low * BACKWARD_LOW,
+        high=np.maximum(seconds * fit.high * BACKWARD_HIGH, released.seconds),
+        limits={
+            "math": math_s, "memory": memory_s + parts.apply, "launch": launch_s + parts.sinkhorn + parts.small,
+        },
+        provenance="assumed",
+    )  # fmt: skip
+
+
+def _parts(shape: Mapping[str, Num], what: Stream, fit: KernelFit, device: Device) -> tuple[Num, Num]:
+    """Seconds of latency, iterations left out, and of the bytes."""
+    if "column_s" in fit.coefficients:
+        return _two_kernels(shape, what, fit.coefficients, device)
+    parts = stream_seconds(what, fit.coefficients, device)
+    return parts.launch, parts.memory
+
+
+def _math_s(op: Op, device: Device) -> Num:
+    return work(op.shape, op.format, op.variant).flops / (_tf32(device) * MATH_SHARE)
+
+
+def _least_s(op: Op, device: Device) -> Num:
+    """What HBM takes for the distinct tensors that L2 cannot hold."""
+    what = stream(op.shape, op.variant)
+    return least_seconds(stream_rows(replace(what, token_bytes=what.tensor_bytes), op.shape), device)
 
 
 def features(shape: Mapping[str, Num], variant: str = "") -> dict[str, Num]:

@@ -2,6 +2,7 @@
 
 A site is one sublayer: ``pre`` makes the mappings and mixes n streams to the layer's input, ``post`` writes the
 layer's output back into the streams. Fused kernels and their bytes are those of deepseek-ai/TileKernels and of s4.3.1;
+``tile_kernels`` are the former in training as released and measured, their slow product of the mappings included;
 unfused, every operator of the published table is a kernel of its own. ``accesses`` is that table.
 """
 
@@ -126,7 +127,7 @@ def post(name: str, place: Place, m: Num, model) -> list[Op]:
     and the residual before it, which the fused recomputing kernel still holds on chip (TileKernels
     multilayer_recompute).
     """
-    if not place.fused_streams:
+    if place.streams == "unfused":
         return _unfused_post(name, place, m, model)
     ops = [_kernel("mhc_post", f"{name}_post", place, m, model)]
     if not place.training:
@@ -141,8 +142,9 @@ def post(name: str, place: Place, m: Num, model) -> list[Op]:
 
 def _make(name: str, place: Place, m: Num, model) -> list[Op]:
     """The mappings of a site, and the layer's input from them."""
-    if place.fused_streams:
-        return [_kernel("mhc_pre", f"{name}_pre", place, m, model)]
+    if place.streams != "unfused":
+        released = place.training and place.streams == "tile_kernels"
+        return [_kernel("mhc_pre", f"{name}_pre", place, m, model, "training" if released else "")]
     rows = accesses(model.n_streams, model.hidden_size, "unfused")
     return [
         _product(f"{name}_mappings", place, m, model), _kernel("sinkhorn", f"{name}_sinkhorn", place, m, model),
@@ -151,8 +153,9 @@ def _make(name: str, place: Place, m: Num, model) -> list[Op]:
 
 
 def _make_backward(name: str, place: Place, m: Num, model) -> list[Op]:
-    if place.fused_streams:
-        return [_kernel("mhc_pre", f"{name}_pre_backward", place, m, model, "backward")]
+    if place.streams != "unfused":
+        variant = "training_backward" if place.streams == "tile_kernels" else "backward"
+        return [_kernel("mhc_pre", f"{name}_pre_backward", place, m, model, variant)]
     rows = gradients(model.n_streams, model.hidden_size)
     return [
         _apply(f"{name}_pre_backward", place, m, rows["apply_pre"], "backward_input"),
@@ -166,7 +169,7 @@ def _make_backward(name: str, place: Place, m: Num, model) -> list[Op]:
 def _pre_again(name: str, place: Place, m: Num, model) -> Op:
     """The layer's input made again. Mappings were kept; a fused block's residual is read once for all its sites."""
     n, size = model.n_streams, 2.0 * m * model.hidden_size
-    if not place.fused_streams:
+    if place.streams == "unfused":
         row = accesses(n, model.hidden_size, "unfused")["apply_pre"]
         return _apply(f"{name}_pre_recompute", place, m, row, "backward_input")
     read = size * n * blocks(model, place.n_stages) / stage_sites(model, place.n_stages) + 4.0 * m * n
@@ -236,7 +239,7 @@ def _kernel(kind: str, name: str, place: Place, m: Num, model, variant: str = ""
     }  # fmt: skip
     return operator(
         kind, name, "bf16", shape, variant=variant, part=place.part, block=place.block, count=place.count,
-        phase="backward_input" if variant else "forward", shards={"tensor": ("n_tokens",)},
+        phase="backward_input" if variant.endswith("backward") else "forward", shards={"tensor": ("n_tokens",)},
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from sextant.simulator.types import Num, Op
 class Place:
     """Where an operator sits: its layer kind, the block inside it, whether a training step needs its gradients.
 
-    ``fused_streams``: mHC runs as fused kernels. ``n_stages`` is the pipeline's, whose bounds its recompute keeps to.
+    ``streams``: which kernels mHC runs as, of ``Plan.hyper_connections``. ``n_stages`` is the pipeline's, whose bounds
+    its recompute keeps to.
     """
 
     part: str
@@ -21,7 +22,7 @@ class Place:
     training: bool = False
     count: Num = 1.0
     recompute: tuple[str, ...] = field(default_factory=tuple)
-    fused_streams: bool = True
+    streams: str = "fused"
     n_stages: Num = 1.0
 
 

@@ -1,0 +1,98 @@
+"""The training kernels of residual streams that DeepSeek released (tile-kernels 1.0.0), from streams to layer input.
+
+Forward a product of the mappings, its norm, split, Sinkhorn, H_pre applied; backward H_pre's gradients, Sinkhorn,
+split, reductions, norm, and the product that adds to the residual's gradient and sums that of the weights. Arithmetic
+of ``mhc_pre``: every part by itself, as it was measured, with four streams and 20 iterations; other numbers follow from
+values, mappings and rounds.
+
+    product_floor_s, product_value_s   forward: latency of the product, and of the n C values that a
+                          block of tokens sums one after the other
+    product_token_s       backward: latency of a token; the weights' gradient is not split, a block walks all tokens
+    product_efficiency    forward: share of the HBM bandwidth, where that latency is not longer
+    product_exposed       backward: share of the bytes' time that is not hidden behind the latency
+    apply_floor_s, apply_efficiency    of the kernel that applies H_pre, or that makes the gradients behind it
+    apply_l2_share, apply_l2_speedup   forward: of the L2, what the product left there, and how much faster that moves
+    sinkhorn_s, token_iteration_s      forward: Sinkhorn's launch, and an SM's time for a token and iteration
+    wave_iteration_s      backward: an iteration of Sinkhorn, of as many tokens as all SMs hold at once
+    small_s, token_s      latency of the other kernels in between, and an SM's time for a token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sextant.simulator.types import Device, Num
+
+#: Tokens that an SM holds at once in Sinkhorn's backward kernel: 8,192 on 132 SMs take as long as 1,024, 16,384 twice
+#: as long.
+WAVE_TOKENS = 64.0
+
+#: Mappings of a token, and values of its matrix, that the measured times are of.
+_MAPPINGS, _VALUES = 24.0, 16.0
+
+#: How sharply latency and bytes of the forward product change places.
+_POWER = 8.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Seconds of the product of the mappings, of applying H_pre, of Sinkhorn and of the small kernels beside it;
+    ``total`` is their sum."""
+
+    product: Num
+    apply: Num
+    sinkhorn: Num
+    small: Num
+
+    @property
+    def total(self) -> Num:
+        """Seconds of all kernels."""
+        return self.product + self.apply + self.sinkhorn + self.small
+
+
+def forward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> Parts:
+    """Seconds of the forward kernels by the block ``mhc_pre_training``."""
+    m, width, wide, bandwidth = _sizes(shape, device)
+    latency_s = c["product_floor_s"] + c["product_value_s"] * wide
+    read_s = 2.0 * m * wide / (bandwidth * c["product_efficiency"])
+    moved = 2.0 * m * (wide + width)
+    resident = np.minimum(moved, c["apply_l2_share"] * device.l2_bytes)
+    moved_s = (moved - resident + resident / c["apply_l2_speedup"]) / (bandwidth * c["apply_efficiency"])
+    return Parts(
+        product=(latency_s**_POWER + read_s**_POWER) ** (1.0 / _POWER), apply=c["apply_floor_s"] + moved_s,
+        sinkhorn=c["sinkhorn_s"] + c["token_iteration_s"] * _values(shape) * m / device.n_sms,
+        small=_small_s(shape, c, device),
+    )  # fmt: skip
+
+
+def backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> Parts:
+    """Seconds of the backward kernels by the block ``mhc_pre_training_backward``."""
+    m, width, wide, bandwidth = _sizes(shape, device)
+    moved_s = 6.0 * m * wide / bandwidth
+    product_s = c["product_token_s"] * m + c["product_exposed"] * moved_s
+    # Of H_pre: the layer's gradient (C), the residual and its gradient (n C) read, n C written.
+    applied_s = 2.0 * m * (3.0 * wide + width) / (bandwidth * c["apply_efficiency"])
+    waves = np.ceil(m / (WAVE_TOKENS * device.n_sms))
+    return Parts(
+        product=np.maximum(product_s, moved_s), apply=c["apply_floor_s"] + applied_s,
+        sinkhorn=c["wave_iteration_s"] * _values(shape) * waves, small=_small_s(shape, c, device),
+    )  # fmt: skip
+
+
+def _values(shape: Mapping[str, Num]) -> Num:
+    """Iterations of Sinkhorn, weighed by the values of a matrix."""
+    return shape["sinkhorn_iters"] * shape["n_streams"] ** 2 / _VALUES
+
+
+def _small_s(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> Num:
+    mappings = shape["n_streams"] * (shape["n_streams"] + 2.0) / _MAPPINGS
+    return c["small_s"] + c["token_s"] * mappings * shape["n_tokens"] / device.n_sms
+
+
+def _sizes(shape: Mapping[str, Num], device: Device) -> tuple[Num, Num, Num, Num]:
+    """Tokens, C, n C, and bytes per second of the HBM."""
+    width = shape["hidden"]
+    return shape["n_tokens"], width, shape["n_streams"] * width, device.memories["hbm"].bandwidth_bytes_per_s
