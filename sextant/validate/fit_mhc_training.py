@@ -1,8 +1,8 @@
 """Fit DeepSeek's own training kernels of residual streams (rows of ``validate.stream_training``).
 
-``mhc_post_backward`` by the coefficients of ``rows``, ``mhc_pre_training`` and ``mhc_pre_training_backward`` by those of
-``simulator.kernels.mhc_training``: the column ``kernels`` gives every part its own times. Errors are those of whole calls
-of hidden sizes that no fit saw.
+``mhc_post_backward`` by the coefficients of ``rows``, ``mhc_pre_training`` and ``mhc_pre_training_backward`` by those
+of ``simulator.kernels.mhc_training``: the column ``kernels`` gives every part its own times. Errors are those of whole
+calls of hidden sizes that no fit saw.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ plan:
    recompute: [norm, mla_up, mhc]}
 load: {phase: training, batch: 128, context_tokens: 4096}
 axes:
-  plan.hyper_connections: [fused, unfused]
+  plan.hyper_connections: [fused, tile_kernels, unfused]
   plan.recompute: [[norm, mla_up, mhc], [norm, mla_up]]
   model.n_streams: [1, 2, 3, 4, 6, 8]
 published: [mhc.training]
@@ -40,7 +40,7 @@ def found():
 
 def table(found, name):
     """A metric as [kernels, recompute, streams]."""
-    return found.result.columns[name].reshape(2, 2, len(N))
+    return found.result.columns[name].reshape(3, 2, len(N))
 
 
 def test_one_stream_is_the_plain_residual(found):
@@ -58,8 +58,27 @@ def test_overhead_rises_with_the_streams(found):
 
 def test_fused_kernels_move_less_and_take_less_time(found):
     for name in ("streams_bytes", "time_overhead", "streams_s"):
-        fused, unfused = table(found, name)
+        fused, _, unfused = table(found, name)
         assert np.all(fused[:, 1:] < unfused[:, 1:]), name
+
+
+def test_released_kernels_move_the_same_bytes_in_more_time(found):
+    """DeepSeek's training kernels as measured."""
+    fused, released, _ = table(found, "streams_bytes")
+    assert np.all(fused == released)
+    for name in ("time_overhead", "streams_s"):
+        fused, released, _ = table(found, name)
+        assert np.all(released[:, 1:] > fused[:, 1:]), name
+
+
+def test_released_kernels_are_of_training():
+    """A prompt is prefilled by the fused kernels, and told so."""
+    sets = [(f"plan.hyper_connections={kernels}",) for kernels in ("fused", "tile_kernels")]
+    fused, released = (answering.question("mhc_h800_prefill", one) for one in sets)
+    alone, other = (answering.answer(one).columns for one in (fused, released))
+    assert all(np.array_equal(values, other[name]) for name, values in alone.items())
+    assert any("about training" in note for note in answering.notes(released.scenario))
+    assert not any("hyper_connections" in note for note in answering.notes(fused.scenario))
 
 
 def test_recompute_takes_time_and_frees_memory(found):
@@ -153,7 +172,8 @@ def test_the_figure_has_a_line_per_kernels_and_recompute(found):
     with figures.styled():
         figure = hyperconnections.figures(found)["overhead"]
         lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
-        assert {"fused, made again", "fused, kept", "unfused, made again", "unfused, kept"} < lines.keys()
+        kernels = ("fused", "tile_kernels", "unfused")
+        assert {f"{one}, {how}" for one in kernels for how in ("made again", "kept")} < lines.keys()
         assert np.array_equal(lines["fused, kept"].get_xdata(), N)
         assert lines["fused, kept"].get_ydata() == pytest.approx(100 * table(found, "time_overhead")[0, 1])
         plt.close(figure)

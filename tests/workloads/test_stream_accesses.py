@@ -26,7 +26,9 @@ UNFUSED = {
 
 
 def place(*, fused: bool = False, recompute: tuple[str, ...] = ()) -> Place:
-    return Place(part="moe_layer", block="attention", training=True, recompute=recompute, streams="fused" if fused else "unfused")
+    return Place(
+        part="moe_layer", block="attention", training=True, recompute=recompute, streams="fused" if fused else "unfused"
+    )
 
 
 def ops(n: float, width: float, where: Place, m: float = 1.0):

@@ -111,11 +111,11 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
 
 def _released(op: Op, device: Device) -> Estimate:
     """The kernels that DeepSeek released, as measured."""
-    back = is_backward(op.variant)
+    compute = mhc_training.backward if is_backward(op.variant) else mhc_training.forward
     fit = fit_of(device, f"mhc_pre_{op.variant}")
-    parts = (mhc_training.backward if back else mhc_training.forward)(op.shape, fit.coefficients, device)
-    math_s = _math_s(op, device)
-    seconds = np.maximum(parts.total, np.maximum(_least_s(op, device), math_s))
+    parts, math_s = compute(op.shape, fit.coefficients, device), _math_s(op, device)
+    parts = replace(parts, product=np.maximum(parts.product, math_s))
+    seconds = np.maximum(parts.total, _least_s(op, device))
     return Estimate(
         seconds=seconds, low=seconds * fit.low, high=seconds * fit.high,
         limits={"math": math_s, "memory": parts.product + parts.apply, "launch": parts.sinkhorn + parts.small},
