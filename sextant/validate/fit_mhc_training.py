@@ -60,6 +60,9 @@ PARTS: Mapping[str, Mapping[str, Mapping[str, Bounds]]] = {
     },
 }  # fmt: skip
 
+#: What the block of the backward pass is for beside its own kernels.
+_FUSED = "; all but the product are those of the fused pass as well, whose interval reaches up to these kernels"
+
 #: Kernels of a part by their names; the others are small ones.
 _KERNELS = {
     "product": re.compile(r"norm_fn_\w+_mul"), "apply": re.compile("apply_mix"), "sinkhorn": re.compile("sinkhorn"),
@@ -139,4 +142,5 @@ def _fit_pre(rows: Sequence[Row], device: Device, source: str) -> Fitted:
     everything = np.ones(len(rows), dtype=bool)
     kept = fitted(everything)
     training = errors(np.asarray(parts(kept, everything).total), whole_s)
-    return judged(name, kept, training, errors(unseen_s, whole_s), "hidden sizes")
+    found = judged(name, kept, training, errors(unseen_s, whole_s), "hidden sizes")
+    return replace(found, fit=replace(found.fit, source=found.fit.source + _FUSED)) if backward else found
