@@ -17,10 +17,10 @@ kernels, a product in blocks of 16 or 64 tokens that is split along n C over idl
 ``backward`` reads the residual and the gradients of the layer's input, adds to the residual's gradient twice (through
 H_pre and through the mappings) and sums the weight gradient. Of DeepSeek's released kernels (deepseek-ai/TileKernels
 pre_apply_mix, pre_norm_fn and what is between) all parts were measured; their product of the mappings, whose weight
-gradient is not split, takes two to nine times what its bytes do, and the package itself recommends another. ``training`` and
-``training_backward`` are those kernels as they are (``mhc_training``). ``backward`` is what the mHC paper describes:
-their other kernels, and a product that nobody has published, assumed to move its bytes as the forward pass does. Its
-interval is wider, and reaches up to the released kernels.
+gradient is not split, takes two to nine times what its bytes do, and the package itself recommends another.
+``training`` and ``training_backward`` are those kernels as they are (``mhc_training``). ``backward`` is what the mHC
+paper describes: their other kernels, and a product that nobody has published, assumed to move its bytes as the forward
+pass does. Its interval is wider, and reaches up to the released kernels.
 """
 
 from __future__ import annotations
