@@ -93,7 +93,7 @@ def test_the_published_rates_are_predicted_and_nothing_stands_for_them():
         "engram_offload.baseline.tokens_per_s", "engram_offload.host.tokens_per_s",
         "engram_offload.host.throughput_loss",
     }  # fmt: skip
-    # The aim is 15%. It was met, at 14.4%, while FlashAttention's decode was an H200's; measured on an H100 it is 15.2%.
+    # The aim is 15%. It was met, at 14.4%, with FlashAttention's decode of an H200; with an H100's it is 15.2%.
     assert abs(rows["engram_offload.baseline.tokens_per_s"]["error"]) < 0.155
     for row in rows.values():
         assert row["low"] < row["predicted"] < row["high"]
