@@ -44,14 +44,14 @@ def limits(scenario: Scenario, timed: TimedStep, scene: Scene, n_points: int) ->
 
     def by_bandwidth(slower: NDArray[np.float64]) -> NDArray[np.bool_]:
         memory = f"device.memories.{tier}.bandwidth_bytes_per_s"
-        return _hidden(scene, *fetches.fetching(scenario, at, paths.put(cluster, memory, _BANDWIDTHS[1] / slower)))
+        return _hidden(scene, *fetches.fetching(scenario, timed, at, paths.put(cluster, memory, _BANDWIDTHS[1] / slower)))
 
     def by_rows(factor: NDArray[np.float64]) -> NDArray[np.bool_]:
         ops = [reshape(op, lookups=op.shape["lookups"] * factor) for op in at]
-        return _hidden(scene, *fetches.fetching(scenario, ops, cluster))
+        return _hidden(scene, *fetches.fetching(scenario, timed, ops, cluster))
 
     def by_table(size: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return _hidden(scene, *fetches.fetching(scenario, [reshape(op, table_bytes=size) for op in at], cluster))
+        return _hidden(scene, *fetches.fetching(scenario, timed, [reshape(op, table_bytes=size) for op in at], cluster))
 
     slower = _largest(by_bandwidth, 1.0, _BANDWIDTHS[1] / _BANDWIDTHS[0], n_points)
     rows = _largest(by_rows, *_ROWS, n_points)
