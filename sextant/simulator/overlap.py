@@ -41,27 +41,30 @@ def finish_times(tasks: Sequence[Task]) -> dict[str, Num]:
     """
     done: dict[str, Num] = {}
     begun: dict[str, Num] = {}
+    free: dict[str, Num] = {}
     lines: dict[str, list[Task]] = {}
     faster = {task.name: task for task in tasks if np.any(np.asarray(task.waited) != 1.0)}
     for task in tasks:
-        line = lines.setdefault(task.stream, [])
-        start = done[line[-1].name] if line else 0.0
+        start = free.get(task.stream, 0.0)
         for name in task.after:
             if name in faster:
-                _hasten(faster[name], start, lines[faster[name].stream], begun, done)
+                stream = faster[name].stream
+                free[stream] = _hasten(faster[name], start, lines[stream], begun, done)
             start = np.maximum(start, done[name])
         if task.beside:
             busy = [(begun[other.name], done[other.name]) for other in lines.get(task.beside, ())]
             end = _slowed_end(start, task, busy)
         else:
             end = start + task.seconds
-        begun[task.name], done[task.name] = start, end
-        line.append(task)
+        begun[task.name] = start
+        done[task.name] = free[task.stream] = end
+        lines.setdefault(task.stream, []).append(task)
     return done
 
 
-def _hasten(task: Task, now: Num, line: Sequence[Task], begun: dict[str, Num], done: dict[str, Num]) -> None:
-    """Moves the end of ``task``, waited for from ``now`` on, and all that is behind it in its ``line``."""
+def _hasten(task: Task, now: Num, line: Sequence[Task], begun: dict[str, Num], done: dict[str, Num]) -> Num:
+    """Moves the end of ``task``, waited for from ``now`` on, and all that is behind it in its ``line``; when the line
+    ends."""
     left = np.maximum(done[task.name] - np.maximum(now, begun[task.name]), 0.0)
     done[task.name] = done[task.name] - left * (1.0 - task.waited)
     names = [each.name for each in line]
@@ -70,6 +73,7 @@ def _hasten(task: Task, now: Num, line: Sequence[Task], begun: dict[str, Num], d
         for name in behind.after:
             start = np.maximum(start, done[name])
         begun[behind.name], done[behind.name] = start, start + behind.seconds
+    return done[names[-1]]
 
 
 def _slowed_end(start: Num, task: Task, busy: Sequence[tuple[Num, Num]]) -> Num:

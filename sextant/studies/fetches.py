@@ -112,9 +112,7 @@ def _ways(scenario: Scenario, ops: Sequence[Op], cluster: Cluster, in_turn: Num 
     return [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario), in_turn) for op in ops]
 
 
-def _together(
-    scenario: Scenario, timed: TimedStep, ops: Sequence[Op], ways: Sequence[Fetched]
-) -> tuple[Fetch, Beside]:
+def _together(scenario: Scenario, timed: TimedStep, ops: Sequence[Op], ways: Sequence[Fetched]) -> tuple[Fetch, Beside]:
     def total(seconds: Callable[[Fetched], Num]) -> Num:
         return sum((op.count * seconds(way) for op, way in zip(ops, ways, strict=True)), 0.0)
 

@@ -89,7 +89,8 @@ def estimate(op: Op, cluster: Cluster, page_tables_s: Num = 0.0) -> Estimate:
     (blocks issued; rows never faster than the memory's own ``rows_per_s``), spread, reach_bytes, miss_s (a miss in a
     table of twice the reach and more, times (table / reach) ** growth), walkers, cold_s from cold_share of the L2
     capacity on, overlap_power (1 adds the parts, more hides the smaller), floor_s; the memory's latency_s comes on
-    top. ``page_tables_s``: seconds that walks take beyond those in the fit (``host_rows``). InputError if the device has no such tier.
+    top. ``page_tables_s``: seconds that walks take beyond those in the fit (``host_rows``). InputError if the device
+    has no such tier.
     """
     device, tier = cluster.device, TABLES.get(op.variant, op.variant)
     if tier not in device.memories:

@@ -78,8 +78,9 @@ def all_sms(op: Op, cluster: Cluster, evicted: bool = False) -> Estimate:
         return gather.estimate(op, cluster)
     found = gather.estimate(op, cluster, cold_s(op.shape, cluster.device, evicted))
     cold = block(cluster.device, "gather_host_cold")
+    ends = np.minimum(found.low, found.seconds * cold.low), np.maximum(found.high, found.seconds * cold.high)
     return replace(
-        found, low=np.minimum(found.low, found.seconds * cold.low), high=np.maximum(found.high, found.seconds * cold.high),
+        found, low=ends[0], high=ends[1],
         provenance=cold.provenance if found.provenance == "fitted" else found.provenance,
     )  # fmt: skip
 
