@@ -29,6 +29,7 @@ def simulate_tasks(tasks: Sequence[Task]) -> list[Span]:
     """Play ``tasks`` (scalar seconds) on their FIFO streams; spans in issue order."""
     env = simpy.Environment()
     ended = {task.name: env.event() for task in tasks}
+    wanted = {task.name: env.event() for task in tasks if task.waited != 1.0}
     spans: dict[str, Span] = {}
     busy = {task.beside: _Busy(env) for task in tasks if task.beside}
 
@@ -38,12 +39,16 @@ def simulate_tasks(tasks: Sequence[Task]) -> list[Span]:
                 continue
             for before in task.after:
                 if not ended[before].processed:
+                    if before in wanted and not wanted[before].triggered:
+                        wanted[before].succeed()
                     yield ended[before]
             start = env.now
             if name in busy:
                 busy[name].change(True)
             if task.beside:
                 yield from _beside(env, task, busy[task.beside])
+            elif task.name in wanted:
+                yield from _awaited(env, task, wanted[task.name])
             else:
                 yield env.timeout(float(task.seconds))
             if name in busy:
@@ -80,6 +85,18 @@ def _beside(env: simpy.Environment, task: Task, other: _Busy) -> Generator[simpy
         if done.processed:
             return
         left = max(left - (env.now - start) / pace, 0.0)
+
+
+def _awaited(env: simpy.Environment, task: Task, wanted: simpy.Event) -> Generator[simpy.Event, object, None]:
+    """Work on ``task``, at another pace from when it is ``wanted`` on."""
+    left = float(task.seconds)
+    if not wanted.triggered:
+        start, done = env.now, env.timeout(left)
+        yield done | wanted
+        if done.processed:
+            return
+        left = max(left - (env.now - start), 0.0)
+    yield env.timeout(left * float(task.waited))
 
 
 def makespan_s(spans: Sequence[Span]) -> float:

@@ -6,41 +6,28 @@
     few_sms      ahead: a kernel of a few programs that stay, and hold their SMs, until all rows are there
     full_grid    ahead: the kernel on all SMs, launched first. Compute waits behind it: nothing is hidden
 
-Rates are those of ``kernels.gather`` (a block per way of fetching) and ``kernels.host_copy``. Few programs are as fast
-as their reads in flight: a program asks for one tile of rows, waits a round trip, and asks for the next; together they
-are no faster than the link is beside compute. What they cost compute is the SMs they hold, or more: its kernels wait
-behind the reads in the address translation, for the share of the time in which that is busy. Devices of one host share
-its memory (``shared``).
+Rates are those of kernels alone, in what a pass leaves of the caches: ``kernels.host_rows`` (page tables are cold; few
+programs pay in rounds; kernels beside them lose time) and ``kernels.host_copy``. No pass is part of any rate. Devices
+of one host share its memory (``shared``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.kernels import estimate, gather, operator, reshape
+from sextant.simulator.evaluate import TimedOp, is_compute
+from sextant.simulator.kernels import estimate, gather, host_rows, operator, reshape
 from sextant.simulator.prefetch import Beside
 from sextant.simulator.types import Cluster, Device, Estimate, HostMemory, Num, Op
 
 WAYS = ("none", "tokens", "copy_engine", "few_sms", "full_grid")
 
-#: Programs of the kernel that fetches beside compute: with 4 or 8 the pass of
-#: validate/data/measured/h200_prefetch.csv is shortest.
-N_PROGRAMS = 8.0
-#: A program's round, in which it asks for a tile of rows and waits for them: two programs took 5.27 ms for 65,536 rows
-#: of 160 bytes, 16 at a time (h200_prefetch.csv); one machine, one size of row.
-ROUND_S = 2.58e-6
 #: The link of the machine on which gathers by the CPU were measured: a faster link makes no faster CPU.
 _MEASURED_LINK_BYTES_PER_S = 64e9
-#: How much longer than the kernel on all SMs alone, with the link full: 2,553 us by eight programs, 1,921 alone.
-BESIDE = 1.33
-#: What compute takes longer while the address translation is busy all the time, from four programs: 6,638 us for a pass
-#: of 5,921 without fetching, in 2,866 us of which the link was busy 1,921 (h200_prefetch.csv, h200_models.csv).
-QUEUED = 0.5
-#: Factors on the seconds of few programs that hold what 2 to 128 of them took in h200_prefetch.csv.
-_FEW_LOW, _FEW_HIGH = 0.6, 1.2
 #: Compute loses so much beside the copy engine; assumed: "a few percent" of a product, no measurement is shipped.
 COPY_ENGINE_SLOWDOWN = 0.03
 #: Bytes of host memory that a gather by the CPU moves for each byte of a row beyond reading it: the buffer is read
@@ -50,9 +37,10 @@ _BUFFER_MOVES = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """Seconds of fetching an operator's rows in one way: those of the host and of the link, and what their bytes alone
-    would take of it; what it does to compute beside it, factors on the seconds to either end of a 90% interval, and
-    where they come from."""
+    """Seconds of fetching an operator's rows in one way: those of the host and of the link beside compute, and what
+    their bytes alone would take of it; ``waited``, the share that is left once compute waits; what it does to all
+    compute beside it, and the rows that it has in flight where this decides (``slowdown``); factors to either end of a
+    90% interval, on the seconds and on what compute loses; where they come from."""
 
     prepare_s: Num
     link_s: Num
@@ -61,35 +49,65 @@ class Fetched:
     low: float
     high: float
     provenance: str
+    waited: Num = 1.0
+    in_flight: Num | None = None
+    slowed_low: float = 1.0
+    slowed_high: float = 1.0
 
 
-def fetched(op: Op, cluster: Cluster, way: str, n_sharing: Num = 1.0) -> Fetched:
+def fetched(op: Op, cluster: Cluster, way: str, n_sharing: Num = 1.0, in_turn: Num = 0.0) -> Fetched:
     """How the rows of ``op``, a gather from ``host`` or ``nvme``, come to a device of ``cluster`` in one of ``WAYS``.
 
     ``n_sharing`` devices gather with the CPUs of one host at once; what their links do to each other is in the
-    device's memory already (``shared``). InputError for a way that is not there.
+    device's memory already (``shared``). Each of few programs asks for ``in_turn`` rows at a time; 0: by the measured
+    kernel's rule. InputError for a way that is not there.
     """
     if way not in WAYS:
         raise InputError(f"prefetch: unknown way {way!r}; {nearest(way, WAYS)}")
-    alone = estimate(op, cluster)
-    low, high = (float(np.mean(end / alone.seconds)) for end in (alone.low, alone.high))
     if way == "copy_engine":
         return _staged(op, cluster, n_sharing)
-    carried_s = _carried_s(op, alone, cluster.device)
+    alone = host_rows.all_sms(op, cluster)
     if way == "few_sms":
-        programs = np.minimum(N_PROGRAMS, np.maximum(op.shape["lookups"], 1.0))
-        link_s = np.maximum(_rounds_s(op) / programs, BESIDE * alone.seconds)
-        share = programs / cluster.device.n_sms
-        beside = Beside(slowdown=np.maximum(share / (1.0 - share), QUEUED * alone.seconds / link_s))
-        return Fetched(
-            prepare_s=0.0, link_s=link_s, carried_s=carried_s, beside=beside, low=min(low, _FEW_LOW),
-            high=max(high, _FEW_HIGH), provenance=alone.provenance,
-        )  # fmt: skip
+        return _by_few(op, cluster, alone, in_turn)
+    low, high = _ends(alone)
     beside = Beside(ahead=way != "none", stands=way == "full_grid")
     return Fetched(
-        prepare_s=0.0, link_s=alone.seconds, carried_s=carried_s, beside=beside, low=low, high=high,
-        provenance=alone.provenance,
+        prepare_s=0.0, link_s=alone.seconds, carried_s=_carried_s(op, alone, cluster.device), beside=beside, low=low,
+        high=high, provenance=alone.provenance,
     )  # fmt: skip
+
+
+def _by_few(op: Op, cluster: Cluster, alone: Estimate, in_turn: Num) -> Fetched:
+    """Few programs; ``alone`` is the kernel on all SMs."""
+    device, lookups = cluster.device, op.shape["lookups"]
+    tile = gather.tile_rows(op.shape["row_bytes"], lookups, device.n_sms)
+    rows = np.where(np.asarray(in_turn) > 0, in_turn, tile)[()]
+    link_s = host_rows.beside_s(op, cluster, rows)
+    few, lost = host_rows.block(device, "gather_host_few"), host_rows.block(device, "beside_fetch")
+    low, high = _ends(alone)
+    return Fetched(
+        prepare_s=0.0, link_s=link_s, carried_s=np.minimum(_carried_s(op, alone, device), link_s), beside=Beside(),
+        low=min(low, few.low), high=max(high, few.high),
+        provenance="assumed" if "assumed" in (alone.provenance, few.provenance) else few.provenance,
+        waited=np.minimum(host_rows.few_s(op, cluster, rows, cold="first") / link_s, 1.0),
+        in_flight=np.minimum(host_rows.N_PROGRAMS * rows, lookups), slowed_low=lost.low, slowed_high=lost.high,
+    )  # fmt: skip
+
+
+def slowdown(found: Fetched, ops: Iterable[TimedOp], seconds: Num, device: Device) -> Num:
+    """How much longer ``ops``, a layer of so many seconds, take beside the fetch, as a share."""
+    if found.in_flight is None:
+        return found.beside.slowdown_of(0)
+    lost_s: Num = 0.0
+    for item in ops:
+        if is_compute(item.op):
+            lost_s = lost_s + item.op.count * host_rows.slowed_s(item.op, item.time.seconds, device, found.in_flight)
+    return lost_s / seconds
+
+
+def _ends(whole: Estimate) -> tuple[float, float]:
+    """The interval of an estimate, as factors."""
+    return float(np.mean(whole.low / whole.seconds)), float(np.mean(whole.high / whole.seconds))
 
 
 def _carried_s(op: Op, alone: Estimate, device: Device) -> Num:
@@ -97,11 +115,6 @@ def _carried_s(op: Op, alone: Estimate, device: Device) -> Num:
     if op.variant == "host":
         return np.minimum(alone.limits["link"], alone.seconds)
     return np.minimum(op.traffic_bytes[op.variant] / device.memories["host"].bandwidth_bytes_per_s, alone.seconds)
-
-
-def _rounds_s(op: Op) -> Num:
-    """Seconds in which one program fetches all rows, tile by tile."""
-    return op.shape["lookups"] / gather.tile_rows(op.shape["row_bytes"]) * ROUND_S
 
 
 def _staged(op: Op, cluster: Cluster, n_sharing: Num) -> Fetched:
@@ -113,7 +126,7 @@ def _staged(op: Op, cluster: Cluster, n_sharing: Num) -> Fetched:
     else:
         whole = estimate(op, cluster)
         prepare_s = whole.seconds
-    low, high = (float(np.mean(end / whole.seconds)) for end in (whole.low, whole.high))
+    low, high = _ends(whole)
     return Fetched(
         prepare_s=prepare_s, link_s=copy.seconds, carried_s=np.minimum(copy.limits["link"], copy.seconds),
         beside=Beside(slowdown=COPY_ENGINE_SLOWDOWN), low=low, high=high,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from sextant.simulator.types import Num
 class Task:
     """``seconds`` of work on ``stream``, issued in list order, after the tasks named in ``after``.
 
-    While tasks run on the stream ``beside``, it takes ``1 + slowdown`` times as long.
+    While tasks run on the stream ``beside``, it takes ``1 + slowdown`` times as long. Once another task has come to
+    wait for it, what is left of it takes the share ``waited`` of its seconds: what ran beside it rests.
     """
 
     name: str
@@ -27,26 +29,51 @@ class Task:
     after: tuple[str, ...] = ()
     beside: str = ""
     slowdown: Num = 0.0
+    waited: Num = 1.0
 
 
 def finish_times(tasks: Sequence[Task]) -> dict[str, Num]:
     """When each task ends, in seconds from the start; arrays of shape (n_points,) where any input is one.
 
     Tasks must be listed in issue order: a KeyError means that one waits for a task not yet listed. What runs beside a
-    task must be listed before it.
+    task must be listed before it; tasks with a share ``waited`` are waited for in the order of their stream, and not
+    beside others themselves.
     """
     done: dict[str, Num] = {}
+    begun: dict[str, Num] = {}
     free: dict[str, Num] = {}
-    busy: dict[str, list[tuple[Num, Num]]] = {task.beside: [] for task in tasks if task.beside}
+    lines: dict[str, list[Task]] = {}
+    faster = {task.name: task for task in tasks if np.any(np.asarray(task.waited) != 1.0)}
     for task in tasks:
         start = free.get(task.stream, 0.0)
         for name in task.after:
+            if name in faster:
+                stream = faster[name].stream
+                free[stream] = _hasten(faster[name], start, lines[stream], begun, done)
             start = np.maximum(start, done[name])
-        end = _slowed_end(start, task, busy[task.beside]) if task.beside else start + task.seconds
+        if task.beside:
+            busy = [(begun[other.name], done[other.name]) for other in lines.get(task.beside, ())]
+            end = _slowed_end(start, task, busy)
+        else:
+            end = start + task.seconds
+        begun[task.name] = start
         done[task.name] = free[task.stream] = end
-        if task.stream in busy:
-            busy[task.stream].append((start, end))
+        lines.setdefault(task.stream, []).append(task)
     return done
+
+
+def _hasten(task: Task, now: Num, line: Sequence[Task], begun: dict[str, Num], done: dict[str, Num]) -> Num:
+    """Moves the end of ``task``, waited for from ``now`` on, and all that is behind it in its ``line``; when the line
+    ends."""
+    left = np.maximum(done[task.name] - np.maximum(now, begun[task.name]), 0.0)
+    done[task.name] = done[task.name] - left * (1.0 - task.waited)
+    names = [each.name for each in line]
+    for before, behind in pairwise(line[names.index(task.name) :]):
+        start = done[before.name]
+        for name in behind.after:
+            start = np.maximum(start, done[name])
+        begun[behind.name], done[behind.name] = start, start + behind.seconds
+    return done[names[-1]]
 
 
 def _slowed_end(start: Num, task: Task, busy: Sequence[tuple[Num, Num]]) -> Num:

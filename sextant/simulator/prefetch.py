@@ -27,12 +27,21 @@ from sextant.simulator.types import Num
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
     """Rows that layer number ``layer`` (from 0) waits for: seconds in which the host prepares them, and on the link, of
-    which their bytes alone, with nothing else to wait for, would take ``carried_s``."""
+    which their bytes alone, with nothing else to wait for, would take ``carried_s``.
+
+    ``link_s`` is beside compute; what is left of it when compute waits takes the share ``waited`` of its seconds.
+    """
 
     layer: int
     link_s: Num
     carried_s: Num
     prepare_s: Num = 0.0
+    waited: Num = 1.0
+
+    @property
+    def alone_s(self) -> Num:
+        """Seconds of the whole with nothing beside it."""
+        return self.prepare_s + self.waited * self.link_s
 
     @property
     def share(self) -> Num:
@@ -46,13 +55,19 @@ class Beside:
     """How fetches and compute share the machine.
 
     ``ahead``: fetches start with the pass, otherwise each when its layer could begin. While rows, or what they share
-    the link with, are on it, compute takes ``1 + slowdown`` times as long; if it ``stands``, it waits for a fetch to
-    end before it goes on.
+    the link with, are on it, compute takes ``1 + slowdown`` times as long (a tuple: one per layer); if it ``stands``,
+    it waits for a fetch to end before it goes on.
     """
 
     ahead: bool = True
-    slowdown: Num = 0.0
+    slowdown: Num | tuple[Num, ...] = 0.0
     stands: bool = False
+
+    def slowdown_of(self, layer: int) -> Num:
+        """What layer number ``layer``, from 0, loses."""
+        if not self.ahead or self.stands:
+            return 0.0
+        return self.slowdown[layer] if isinstance(self.slowdown, tuple) else self.slowdown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +103,11 @@ def pass_tasks(layers_s: Sequence[Num], fetches: Sequence[Fetch], beside: Beside
     for i, seconds in enumerate(layers_s):
         tasks += at_layer.get(i, [])
         after = (f"fetch{i}",) if i in needed else ()
-        slowed = "link" if beside.ahead and not beside.stands and np.any(np.asarray(beside.slowdown) > 0) else ""
+        slowdown = beside.slowdown_of(i)
+        slowed = "link" if np.any(np.asarray(slowdown) > 0) else ""
         tasks.append(
-            Task(name=f"layer{i}", stream="compute", seconds=seconds, after=after, beside=slowed,
-                 slowdown=beside.slowdown)
-        )  # fmt: skip
+            Task(name=f"layer{i}", stream="compute", seconds=seconds, after=after, beside=slowed, slowdown=slowdown)
+        )
     return tasks
 
 
@@ -115,7 +130,8 @@ def _fetch_tasks(fetch: Fetch, beside: Beside, between_s: Num, after: tuple[str,
         after = (f"prepare{fetch.layer}",)
     if not beside.stands and np.any(np.asarray(between_s) > 0):
         tasks.append(Task(name=f"other{fetch.layer}", stream="link", seconds=between_s))
-    return [*tasks, Task(name=f"fetch{fetch.layer}", stream=stream, seconds=link_s, after=after)]
+    waited = 1.0 if beside.stands else fetch.waited
+    return [*tasks, Task(name=f"fetch{fetch.layer}", stream=stream, seconds=link_s, after=after, waited=waited)]
 
 
 def played(layers_s: Sequence[Num], fetches: Sequence[Fetch], beside: Beside, other_s: Num = 0.0) -> Pass:
@@ -126,7 +142,7 @@ def played(layers_s: Sequence[Num], fetches: Sequence[Fetch], beside: Beside, ot
         before = done[f"layer{fetch.layer - 1}"] if fetch.layer else 0.0
         waited = waited + np.maximum(done[f"fetch{fetch.layer}"] - before, 0.0)
     exposed = np.maximum(end - sum(layers_s, 0.0), 0.0)
-    one_by_one = sum((fetch.prepare_s + fetch.link_s for fetch in fetches), 0.0)
+    one_by_one = sum((fetch.alone_s for fetch in fetches), 0.0)
     return Pass(seconds=end, exposed_s=exposed, waited_s=exposed if beside.stands else waited, fetch_s=one_by_one)
 
 

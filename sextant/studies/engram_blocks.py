@@ -1,24 +1,22 @@
 """What one Engram block waits for its rows, predicted and measured: one model, one GPU, six ways of fetching.
 
-A prediction is of kernels: gathers, copies and rounds of few programs, and what kernels lose beside a fetch, all fitted
-to kernels alone or in pairs (``simulator.kernels.host_rows``). No pass is part of any of them. Measured is a pass less
-the same pass without a fetch (``validate.whole.engram_block``), on a cool GPU.
+A prediction is what a scenario with the same plan gets (``studies.fetches``), of kernels: gathers, copies and rounds of
+few programs, and what kernels lose beside a fetch, all fitted to kernels alone or in pairs. No pass is part of any of
+them. Measured is a pass less the same pass without a fetch (``validate.whole.engram_block``), on a cool GPU.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.evaluate import TimedOp, time_ops
-from sextant.simulator.kernels import estimate, host_rows, operator
-from sextant.simulator.types import Cluster, Op
-from sextant.studies import whole_data, whole_models
+from sextant.simulator.evaluate import TimedStep, time_ops
+from sextant.simulator.kernels import estimate
+from sextant.simulator.types import Step
+from sextant.studies import fetches, whole_data, whole_models
 from sextant.validate.whole import engram_cases
 from sextant.validate.whole.cases import WholeCase, steps
 
@@ -30,74 +28,53 @@ BOUNDED = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposed:
-    """Seconds that a way of fetching adds to a pass: ``fetch_s`` the fetch, ``window_s`` what computes beside it,
-    ``slowed_s`` what that loses."""
+    """Seconds that a way of fetching adds to a pass: ``fetch_s`` the fetch with nothing beside it, ``waited_s`` what is
+    waited for, the rest of which compute was slowed."""
 
     seconds: float
     fetch_s: float
-    window_s: float = 0.0
-    slowed_s: float = 0.0
+    waited_s: float
 
 
 def exposed(case: WholeCase, way: str, device: str = "h200") -> Exposed:
-    """What ``way`` (of ``engram_cases.WAYS``) adds to the case's pass without a fetch."""
+    """What ``way`` (of ``engram_cases.WAYS``) adds to the case's pass without a fetch.
+
+    Of ``copy`` the gather by the CPU is no part: it was done before the pass.
+    """
     if way not in engram_cases.WAYS:
         raise InputError(f"way: unknown way {way!r}; {nearest(way, engram_cases.WAYS)}")
     if way == "none":
-        return Exposed(seconds=0.0, fetch_s=0.0)
-    cluster = whole_models.scenario_of(case, device, cool=True).cluster
-    (fetch,) = [op for op in steps(engram_cases.planned(case, way))[0].ops if op.name == "engram_gather"]
+        return Exposed(seconds=0.0, fetch_s=0.0, waited_s=0.0)
+    planned = engram_cases.planned(case, way)
+    scenario = whole_models.scenario_of(planned, device, cool=True)
+    timed = time_ops(_run(planned), scenario.cluster)
     if way == "hbm":
-        seconds = float(estimate(fetch, cluster).seconds)
-        return Exposed(seconds=seconds, fetch_s=seconds)
-    if way in ("inline", "full"):
-        # A thousand reads in flight hold up whatever else there is: ahead or not, nothing is hidden.
-        seconds = float(host_rows.all_sms_s(fetch, cluster))
-        return Exposed(seconds=seconds, fetch_s=seconds)
-    front = _in_front(case, cluster)
-    window_s = sum(seconds for _, seconds in front)
+        seconds = sum(float(item.time.seconds) for item in timed.ops if item.op.name == "engram_gather")
+        return Exposed(seconds=seconds, fetch_s=seconds, waited_s=seconds)
+    in_front_s = sum(seconds for seconds in _seconds(timed).values())
+    scene = fetches.scene(scenario, timed, in_front_s, in_turn=BOUNDED if way == "bounded" else 0.0)
+    assert scene is not None, "an Engram block with its table in the host's memory fetches rows"
     if way == "copy":
-        size = {"bytes": fetch.shape["lookups"] * fetch.shape["row_bytes"]}
-        copy_s = float(estimate(operator("host_copy", "h2d", "bf16", size, variant="h2d"), cluster).seconds)
-        return Exposed(seconds=max(copy_s - window_s, 0.0), fetch_s=copy_s, window_s=window_s)
-    return _by_few(fetch, cluster, front, bounded=way == "bounded")
+        scene = replace(scene, fetch=replace(scene.fetch, prepare_s=0.0))
+    played = scene.played()
+    return Exposed(seconds=float(played.exposed_s), fetch_s=float(played.fetch_s), waited_s=float(played.waited_s))
 
 
-def _by_few(fetch: Op, cluster: Cluster, front: list[tuple[TimedOp, float]], *, bounded: bool) -> Exposed:
-    """Compute is slowed while the fetch runs, and what then remains of the fetch is waited for."""
-    shape, device = fetch.shape, cluster.device
-    rows = BOUNDED if bounded else host_rows.tile_rows(shape["lookups"], shape["row_bytes"], device.n_sms)
-    window_s = sum(seconds for _, seconds in front)
-    if not front:
-        seconds = float(host_rows.few_s(fetch, cluster, rows, cold="first"))
-        return Exposed(seconds=seconds, fetch_s=seconds)
-    fetch_s = float(host_rows.beside_s(fetch, cluster, rows))
-    in_flight = np.minimum(host_rows.N_PROGRAMS * rows, shape["lookups"])
-    slowed = sum(
-        n * float(host_rows.slowed_s(item.op, item.time.seconds, device, in_flight)) for item, n in _runs(front)
-    )
-    share = min(fetch_s / (window_s + slowed), 1.0)
-    seconds = share * slowed + max(fetch_s - window_s - slowed, 0.0)
-    return Exposed(seconds=seconds, fetch_s=fetch_s, window_s=window_s, slowed_s=share * slowed)
-
-
-def _in_front(case: WholeCase, cluster: Cluster) -> list[tuple[TimedOp, float]]:
-    """Operators of the layers in front of the block, with their seconds in all of these."""
-    (place,) = case.model.engram_layers
-    dense = min(float(case.model.first_k_dense_replace), place - 1.0)
-    layers = {"dense_layer": dense, "moe_layer": place - 1.0 - dense}
+def _run(case: WholeCase) -> Step:
+    """The pass without the operators that the case's implementation does not run."""
+    (step,) = steps(case)
     left_out = {name for each in case.differs for name in each.instead_of}
-    timed = time_ops(steps(case)[0], cluster)
-    return [
-        (item, layers[item.op.part] * float(item.op.count) * float(item.time.seconds))
-        for item in timed.ops
-        if layers.get(item.op.part) and item.op.name not in left_out
-    ]
+    return replace(step, ops=tuple(op for op in step.ops if op.name not in left_out))
 
 
-def _runs(front: list[tuple[TimedOp, float]]) -> list[tuple[TimedOp, float]]:
-    """Each operator with how often it runs."""
-    return [(item, seconds / float(item.time.seconds)) for item, seconds in front if seconds]
+def _seconds(timed: TimedStep) -> dict[str, float]:
+    """Seconds of each part of the pass, all its layers, without fetches."""
+    found: dict[str, float] = {}
+    for item in timed.ops:
+        if item.op.stream != "host":
+            n = float(timed.step.layers.get(item.op.part, 1.0))
+            found[item.op.part] = found.get(item.op.part, 0.0) + n * float(item.seconds)
+    return found
 
 
 def pass_s(case: WholeCase, device: str = "h200") -> float:

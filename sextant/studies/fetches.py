@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from sextant.simulator import des, prefetch
 from sextant.simulator.chunk import layer_times
 from sextant.simulator.des import Span
 from sextant.simulator.evaluate import TimedStep
-from sextant.simulator.fetch import Fetched, fetched, shared
+from sextant.simulator.fetch import Fetched, fetched, shared, slowdown
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.prefetch import Beside, Fetch, Pass
 from sextant.simulator.types import Cluster, Num, Op, Scenario
@@ -23,8 +23,8 @@ from sextant.workloads.transformer import sequence_tokens
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
     """A pass without its fetches: seconds of each layer, in order; one Engram layer's fetch, by its way, with factors
-    on its seconds to both ends of a 90% interval; the layers (from 0) that need one; seconds of other copies on the
-    link."""
+    to both ends of a 90% interval, on its seconds (``low``, ``high``) and on what compute loses (``slowed_low`` ...);
+    the layers (from 0) that need one; seconds of other copies on the link."""
 
     layers_s: tuple[Num, ...]
     fetch: Fetch
@@ -33,6 +33,8 @@ class Scene:
     high: float
     at: tuple[int, ...]
     other_s: Num
+    slowed_low: float = 1.0
+    slowed_high: float = 1.0
 
     @property
     def fetches(self) -> list[Fetch]:
@@ -43,11 +45,13 @@ class Scene:
         """The pass by its recurrence."""
         return prefetch.played(self.layers_s, self.fetches, self.beside, self.other_s)
 
-    def exposed_s(self, factor: float) -> Num:
-        """What is exposed if fetches take ``factor`` times as long."""
+    def exposed_s(self, end: str) -> Num:
+        """What is exposed at the ``low`` or ``high`` end: fetches and what compute loses, both at their own."""
+        factor, slowed = getattr(self, end), getattr(self, f"slowed_{end}")
         names = ("link_s", "carried_s", "prepare_s")
         fetch = replace(self.fetch, **{name: factor * getattr(self.fetch, name) for name in names})
-        return replace(self, fetch=fetch).played().exposed_s
+        lost = tuple(slowed * self.beside.slowdown_of(layer) for layer in range(len(self.layers_s)))
+        return replace(self, fetch=fetch, beside=replace(self.beside, slowdown=lost)).played().exposed_s
 
     def tasks(self) -> list[prefetch.Task]:
         """The pass as tasks."""
@@ -78,50 +82,76 @@ def fetch_ops(timed: TimedStep) -> list[Op]:
     return [item.op for item in timed.ops if item.op.stream == "host" and item.op.part == "engram"]
 
 
-def scene(scenario: Scenario, timed: TimedStep, step_s: Num) -> Scene | None:
+def scene(scenario: Scenario, timed: TimedStep, step_s: Num, in_turn: Num = 0.0) -> Scene | None:
     """The pass of ``step_s`` seconds without fetches, whose operators are ``timed``; None if it fetches nothing.
 
     It begins behind the embedding and ends in front of the head. Where layers overlap, each has its share of the
-    pass as if none did.
+    pass as if none did. ``in_turn`` as ``fetched`` has it.
     """
     ops = fetch_ops(timed)
     if not ops or "engram" not in timed.step.layers:
         return None
     cluster = sharing(scenario)
-    fetch, beside = fetching(scenario, ops, cluster)
-    ways = _ways(scenario, ops, cluster)
+    ways = _ways(scenario, ops, cluster, in_turn)
+    fetch, beside = _together(scenario, timed, ops, ways)
     at = tuple(sorted(int(layer) - 1 for layer in scenario.model.engram_layers))
     return Scene(
         layers_s=_layers_s(scenario, timed, step_s), fetch=fetch, beside=beside, at=at, other_s=_other_s(scenario),
         low=min(way.low for way in ways), high=max(way.high for way in ways),
+        slowed_low=min(way.slowed_low for way in ways), slowed_high=max(way.slowed_high for way in ways),
     )  # fmt: skip
 
 
-def fetching(scenario: Scenario, ops: Sequence[Op], cluster: Cluster) -> tuple[Fetch, Beside]:
-    """The fetch of one Engram layer's ``ops`` on devices of ``cluster``: from several memories one after the other."""
-    ways = _ways(scenario, ops, cluster)
-    slowdown: Num = 0.0
-    for way in ways:
-        slowdown = np.maximum(slowdown, way.beside.slowdown)
+def fetching(scenario: Scenario, timed: TimedStep, ops: Sequence[Op], cluster: Cluster) -> tuple[Fetch, Beside]:
+    """The fetch of one Engram layer's ``ops`` on devices of ``cluster``: from several memories one after the other;
+    ``timed`` are the operators of the pass."""
+    return _together(scenario, timed, ops, _ways(scenario, ops, cluster))
+
+
+def _ways(scenario: Scenario, ops: Sequence[Op], cluster: Cluster, in_turn: Num = 0.0) -> list[Fetched]:
+    return [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario), in_turn) for op in ops]
+
+
+def _together(scenario: Scenario, timed: TimedStep, ops: Sequence[Op], ways: Sequence[Fetched]) -> tuple[Fetch, Beside]:
+    def total(seconds: Callable[[Fetched], Num]) -> Num:
+        return sum((op.count * seconds(way) for op, way in zip(ops, ways, strict=True)), 0.0)
+
+    link_s = total(lambda way: way.link_s)
     fetch = Fetch(
-        layer=0, prepare_s=sum((op.count * way.prepare_s for op, way in zip(ops, ways, strict=True)), 0.0),
-        link_s=sum((op.count * way.link_s for op, way in zip(ops, ways, strict=True)), 0.0),
-        carried_s=sum((op.count * way.carried_s for op, way in zip(ops, ways, strict=True)), 0.0),
+        layer=0, prepare_s=total(lambda way: way.prepare_s), link_s=link_s, carried_s=total(lambda way: way.carried_s),
+        waited=total(lambda way: way.waited * way.link_s) / link_s,
     )  # fmt: skip
-    return fetch, replace(ways[0].beside, slowdown=slowdown)
+    return fetch, replace(ways[0].beside, slowdown=_slowdowns(scenario, timed, ways))
 
 
-def _ways(scenario: Scenario, ops: Sequence[Op], cluster: Cluster) -> list[Fetched]:
-    return [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario)) for op in ops]
+def _slowdowns(scenario: Scenario, timed: TimedStep, ways: Sequence[Fetched]) -> tuple[Num, ...]:
+    """What each layer loses beside the fetch: beside the worst of several."""
+    one, device = _parts_s(timed), scenario.cluster.device
+    lost: dict[tuple[str, ...], Num] = {}
+    for unit in _units(scenario):
+        if unit not in lost:
+            ops = [item for item in timed.ops if item.op.part in unit]
+            seconds = sum((one[part] for part in unit), 0.0)
+            each = [slowdown(way, ops, seconds, device) for way in ways]
+            lost[unit] = each[0] if len(each) == 1 else np.max(np.broadcast_arrays(*each), axis=0)
+    return tuple(lost[unit] for unit in _units(scenario))
+
+
+def _units(scenario: Scenario) -> list[tuple[str, ...]]:
+    """The parts of every layer."""
+    units = parameters.units(scenario.model)[: int(scenario.model.num_hidden_layers)]
+    return [tuple(part for part in unit if part not in ("vision", "embedding")) for unit in units]
+
+
+def _parts_s(timed: TimedStep) -> dict[str, Num]:
+    table = timed.table()
+    return {part: layer_times(table, part).forward_s for part in timed.step.layers}
 
 
 def _layers_s(scenario: Scenario, timed: TimedStep, step_s: Num) -> tuple[Num, ...]:
-    table, layers = timed.table(), timed.step.layers
-    one = {part: layer_times(table, part).forward_s for part in layers}
+    one, layers = _parts_s(timed), timed.step.layers
     scale = step_s / sum((layers[part] * seconds for part, seconds in one.items()), 0.0)
-    units = parameters.units(scenario.model)[: int(scenario.model.num_hidden_layers)]
-    ends = ("vision", "embedding")
-    return tuple(scale * sum((one[part] for part in unit if part not in ends), 0.0) for unit in units)
+    return tuple(scale * sum((one[part] for part in unit), 0.0) for unit in _units(scenario))
 
 
 def _other_s(scenario: Scenario) -> Num:
@@ -154,7 +184,10 @@ def point_spans(found: Scene, point: int) -> list[Span]:
         array = np.asarray(value, dtype=float)
         return float(array if array.ndim == 0 else array[point])
 
-    tasks = [replace(task, seconds=at(task.seconds), slowdown=at(task.slowdown)) for task in found.tasks()]
+    tasks = [
+        replace(task, seconds=at(task.seconds), slowdown=at(task.slowdown), waited=at(task.waited))
+        for task in found.tasks()
+    ]
     return des.simulate_tasks(tasks)
 
 
@@ -179,7 +212,7 @@ def row_columns(scenario: Scenario) -> dict[str, Num]:
 
 #: What is known of a way of fetching, where that is little.
 _KNOWN = {
-    "few_sms": "prefetch: few_sms: rates of one H200 and of rows of 160 bytes (sextant.simulator.fetch)",
+    "few_sms": "prefetch: few_sms: rates of kernels on one H200, alone and in pairs; in a prefill products lost more",
     "copy_engine": "prefetch: copy_engine: assumed: copies slow compute by 3%, each device has CPU threads of its own",
 }
 

@@ -44,14 +44,15 @@ def limits(scenario: Scenario, timed: TimedStep, scene: Scene, n_points: int) ->
 
     def by_bandwidth(slower: NDArray[np.float64]) -> NDArray[np.bool_]:
         memory = f"device.memories.{tier}.bandwidth_bytes_per_s"
-        return _hidden(scene, *fetches.fetching(scenario, at, paths.put(cluster, memory, _BANDWIDTHS[1] / slower)))
+        slow = paths.put(cluster, memory, _BANDWIDTHS[1] / slower)
+        return _hidden(scene, *fetches.fetching(scenario, timed, at, slow))
 
     def by_rows(factor: NDArray[np.float64]) -> NDArray[np.bool_]:
         ops = [reshape(op, lookups=op.shape["lookups"] * factor) for op in at]
-        return _hidden(scene, *fetches.fetching(scenario, ops, cluster))
+        return _hidden(scene, *fetches.fetching(scenario, timed, ops, cluster))
 
     def by_table(size: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return _hidden(scene, *fetches.fetching(scenario, [reshape(op, table_bytes=size) for op in at], cluster))
+        return _hidden(scene, *fetches.fetching(scenario, timed, [reshape(op, table_bytes=size) for op in at], cluster))
 
     slower = _largest(by_bandwidth, 1.0, _BANDWIDTHS[1] / _BANDWIDTHS[0], n_points)
     rows = _largest(by_rows, *_ROWS, n_points)
@@ -71,7 +72,8 @@ def _hidden(scene: Scene, fetch: prefetch.Fetch, beside: prefetch.Beside) -> NDA
 def _largest(hidden: Hidden, low: Num, high: Num, n_points: int) -> NDArray[np.float64]:
     """The largest value from ``low`` to ``high`` that is hidden, (n_points,); 0 where not even ``low`` is.
 
-    By bisection of its logarithm: what is more takes longer.
+    By bisection of its logarithm: what is more takes longer. Where programs take more rows in turn of more rows, a
+    fetch of some more may be faster; then it is one such value.
     """
     least, most = (np.broadcast_to(np.log(end), (n_points,)).copy() for end in (low, high))
     some, all_ = (np.broadcast_to(hidden(np.exp(end)), (n_points,)) for end in (least, most))

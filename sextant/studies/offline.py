@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from sextant.simulator.capacity import CONTEXT_BYTES
 from sextant.simulator.errors import InputError
 from sextant.simulator.evaluate import TimedStep, interval, is_compute, time_ops
-from sextant.simulator.fetch import fetched
 from sextant.simulator.serving import Engine, Iterations, host_work_s, replay, uneven
 from sextant.simulator.types import Num, Op, Scenario
 from sextant.studies import fetches, serving
@@ -180,13 +179,11 @@ def stalls(scenario: Scenario, step: TimedStep, step_s: Num) -> dict[str, Num]:
     found = fetches.scene(scenario, step, step_s)
     if found is None:
         return dict.fromkeys(("seconds", "low", "high", "fetch"), 0.0)
-    (op,) = fetches.fetch_ops(step)
-    way = fetched(op, fetches.sharing(scenario), scenario.plan.prefetch, fetches.n_sharing(scenario))
-    played = {}
-    for end, factor in (("seconds", 1.0), ("low", way.low), ("high", way.high)):
-        fetch = replace(found.fetch, link_s=found.fetch.link_s * factor, prepare_s=found.fetch.prepare_s * factor)
-        played[end] = replace(found, fetch=fetch).played()
-    return {**{end: run.exposed_s for end, run in played.items()}, "fetch": played["seconds"].fetch_s}
+    played = found.played()
+    return {
+        "seconds": played.exposed_s, "low": found.exposed_s("low"), "high": found.exposed_s("high"),
+        "fetch": played.fetch_s,
+    }  # fmt: skip
 
 
 def _engram_s(step: TimedStep, end: str) -> Num:

@@ -54,8 +54,8 @@ def _serving(scenario: Scenario, found: Result, n_points: int) -> dict[str, Num]
         return {}
     return {
         "waited_fetch_s": halves * scene.played().waited_s,
-        "exposed_fetch_low_s": halves * scene.exposed_s(scene.low),
-        "exposed_fetch_high_s": halves * scene.exposed_s(scene.high),
+        "exposed_fetch_low_s": halves * scene.exposed_s("low"),
+        "exposed_fetch_high_s": halves * scene.exposed_s("high"),
         **hidden.limits(scenario, timed, scene, n_points),
     }
 

@@ -106,7 +106,7 @@ def over_bandwidth(scenario: Scenario, timed: TimedStep, scene: Scene):
 
     def exposed(way: str) -> np.ndarray:
         asked = replace(scenario, plan=replace(scenario.plan, prefetch=way))
-        fetch, beside = fetches.fetching(asked, fetches.fetch_ops(timed), cluster)
+        fetch, beside = fetches.fetching(asked, timed, fetches.fetch_ops(timed), cluster)
         played = replace(scene, fetch=fetch, beside=beside).played()
         return np.broadcast_to(np.asarray(played.exposed_s), _BANDWIDTHS.shape)
 
@@ -123,7 +123,7 @@ def over_layer(scenario: Scenario, timed: TimedStep, scene: Scene):
 
     def exposed(way: str) -> np.ndarray:
         asked = replace(scenario, plan=replace(scenario.plan, prefetch=way))
-        fetch, beside = fetches.fetching(asked, fetches.fetch_ops(timed), fetches.sharing(scenario))
+        fetch, beside = fetches.fetching(asked, timed, fetches.fetch_ops(timed), fetches.sharing(scenario))
         there = [replace(scene, fetch=fetch, beside=beside, at=(int(layer) - 1,)).played() for layer in layers]
         return np.array([np.asarray(each.exposed_s).reshape(-1)[0] for each in there])
 

@@ -103,12 +103,12 @@ def _line(item: TimedOp, n: float) -> Line:
 
 
 def _waited(scenario: Scenario, timed: TimedStep, step_s: float) -> list[Line]:
-    """What layers wait for rows from host memory, as ``fetches.played`` has it."""
-    stalled = float(fetches.played(scenario, timed, step_s).exposed_s)
-    fetch = [item.time for item in timed.ops if item.op.stream == "host"]
-    if not fetch or not stalled:
+    """What rows from host memory add to the pass, as a scenario has it (``fetches.scene``)."""
+    scene = fetches.scene(scenario, timed, step_s)
+    stalled = float(scene.played().exposed_s) if scene else 0.0
+    if scene is None or not stalled:
         return []
-    low, high = (float(end / fetch[0].seconds) * stalled for end in (fetch[0].low, fetch[0].high))
+    low, high = (float(scene.exposed_s(end)) for end in ("low", "high"))
     return [
         Line(name="engram_wait", what="Engram", count=float(len(scenario.model.engram_layers)), seconds=stalled,
              low_s=low, high_s=high)

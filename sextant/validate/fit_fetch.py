@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import operator
-from sextant.simulator.kernels.host_rows import OPEN, beside_s, cold_s, few_s, tile_rows
+from sextant.simulator.kernels.gather import tile_rows
+from sextant.simulator.kernels.host_rows import OPEN, beside_s, cold_s, few_s
 from sextant.simulator.types import Device, KernelFit, Op
 from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, errors, held_out, solve, with_fit
 
@@ -61,7 +62,7 @@ def op_of(rows: Sequence[Row]) -> Op:
 def rows_of(rows: Sequence[Row], device: Device) -> Array:
     """Rows in a program's tile: as asked for, else by the kernel's own rule."""
     asked = column(rows, "in_turn")
-    return np.where(asked > 0, asked, tile_rows(column(rows, "lookups"), column(rows, "row_bytes"), device.n_sms))
+    return np.where(asked > 0, asked, tile_rows(column(rows, "row_bytes"), column(rows, "lookups"), device.n_sms))
 
 
 def _test(rows: Sequence[Row]) -> NDArray[np.bool_]:

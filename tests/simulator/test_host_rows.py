@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sextant import hwmodels
-from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import estimate, host_rows, operator
+from sextant.simulator import paths
+from sextant.simulator.kernels import estimate, gather, host_rows, operator
 from sextant.simulator.types import Cluster, Op
 
 CLUSTER = replace(hwmodels.cluster("hgx-h200"), n_devices=1.0)
@@ -44,10 +44,12 @@ def test_a_line_is_the_sixteen_entries_that_it_holds() -> None:
 
 
 def test_cold_is_slower_and_wide_rows_hide_it_behind_the_link() -> None:
-    hot, cold = float(estimate(fetch(65536.0), CLUSTER).seconds), float(host_rows.all_sms_s(fetch(65536.0), CLUSTER))
+    hot, cold = (
+        found.seconds for found in (estimate(fetch(65536.0), CLUSTER), host_rows.all_sms(fetch(65536.0), CLUSTER))
+    )
     assert 1.2 * hot < cold < 1.5 * hot
     wide = fetch(65536.0, row_bytes=4096.0)
-    assert float(host_rows.all_sms_s(wide, CLUSTER)) == pytest.approx(float(estimate(wide, CLUSTER).seconds), rel=0.02)
+    assert host_rows.all_sms(wide, CLUSTER).seconds == pytest.approx(estimate(wide, CLUSTER).seconds, rel=0.02)
 
 
 def test_few_programs_are_as_fast_as_their_rounds_until_all_walkers_are_busy() -> None:
@@ -63,7 +65,7 @@ def test_few_programs_are_as_fast_as_their_rounds_until_all_walkers_are_busy() -
 
 def test_arrays_equal_scalars() -> None:
     lookups = np.array([16.0, 1024.0, 65536.0])
-    rows = host_rows.tile_rows(lookups, 160.0, 132.0)
+    rows = gather.tile_rows(160.0, lookups, 132.0)
     assert rows.tolist() == [1.0, 1.0, 16.0]
     together = host_rows.few_s(fetch(lookups), CLUSTER, rows, cold="first")
     for n, row, seconds in zip(lookups, rows, together, strict=True):
@@ -75,7 +77,7 @@ def test_arrays_equal_scalars() -> None:
     [(2048.0, 160.0, 1.0), (4096.0, 160.0, 4.0), (8192.0, 160.0, 8.0), (65536.0, 160.0, 16.0), (65536.0, 1024.0, 4.0)],
 )
 def test_tiles_are_those_of_the_measured_kernel(lookups: float, row_bytes: float, rows: float) -> None:
-    assert float(host_rows.tile_rows(lookups, row_bytes, 132.0)) == rows
+    assert float(gather.tile_rows(row_bytes, lookups, 132.0)) == rows
 
 
 def test_what_an_operator_loses_grows_with_rows_in_flight() -> None:
@@ -88,7 +90,24 @@ def test_what_an_operator_loses_grows_with_rows_in_flight() -> None:
     assert float(host_rows.slowed_s(norm, 1e-3, CLUSTER.device, 128.0)) == lost["rows_s_full"]
 
 
-@pytest.mark.parametrize("name", ["gather_host_cold", "gather_host_few"])
-def test_what_nobody_measured_is_said(name: str) -> None:
-    with pytest.raises(InputError, match=f"no coefficients '{name}'"):
-        host_rows.few_s(fetch(1024.0), without(name), 8.0, cold="first")
+def test_an_operator_that_takes_no_time_loses_none() -> None:
+    norm = operator("memory", "norm", "bf16", {"read_bytes": 1e6, "write_bytes": 1e6})
+    assert host_rows.slowed_s(norm, np.array([0.0, 1e-6]), CLUSTER.device, 8.0).tolist()[0] == 0.0
+
+
+def test_a_faster_link_never_slows_a_cold_fetch() -> None:
+    """Where link and walks take as long, too: what a link hides of cold walks is not lost twice."""
+    rates = np.geomspace(1e8, 1e12, 200)
+    faster = paths.put(CLUSTER, "device.memories.host.bandwidth_bytes_per_s", rates)
+    for row_bytes in (160.0, 1024.0, 4096.0):
+        op = fetch(65536.0, row_bytes=row_bytes)
+        for seconds in (host_rows.all_sms(op, faster).seconds, host_rows.beside_s(op, faster, 8.0)):
+            assert np.all(np.diff(seconds) <= 1e-15)
+
+
+@pytest.mark.parametrize("name", host_rows.ASSUMED)
+def test_what_nobody_measured_is_assumed_and_wide(name: str) -> None:
+    found = host_rows.block(without(name).device, name)
+    assert found.provenance == "assumed" and (found.low, found.high) == (0.5, 2.0)
+    assert set(found.coefficients) == set(CLUSTER.device.kernels[name].coefficients) - {"event_s"}
+    assert float(host_rows.beside_s(fetch(1024.0), without(name), 8.0)) > 0.0

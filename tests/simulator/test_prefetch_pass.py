@@ -26,11 +26,12 @@ def passes(draw):
         fetches.append(
             Fetch(
                 layer=layer, link_s=link_s, carried_s=link_s * draw(st.floats(0.05, 1)),
-                prepare_s=draw(st.sampled_from([0.0, 0.7, 3.0])),
+                prepare_s=draw(st.sampled_from([0.0, 0.7, 3.0])), waited=draw(st.sampled_from([1.0, 1.0, 0.8, 0.3])),
             )
         )  # fmt: skip
     beside = draw(st.sampled_from([
         Beside(), Beside(slowdown=0.4), Beside(slowdown=3.0), Beside(ahead=False), Beside(stands=True),
+        Beside(slowdown=tuple(0.3 * i for i in range(len(layers)))),
     ]))  # fmt: skip
     return layers, fetches, beside, draw(st.sampled_from([0.0, 0.5, 20.0]))
 
@@ -96,6 +97,21 @@ def test_what_runs_beside_is_slowed_for_as_long_as_rows_are_on_the_link():
     fetch = Fetch(layer=1, link_s=3.0, carried_s=3.0)
     found = played([10.0, 10.0], [fetch], Beside(slowdown=1.0))
     assert found.exposed_s == pytest.approx(1.5) and found.waited_s == 0.0
+
+
+def test_each_layer_is_slowed_by_its_own_share():
+    fetch = Fetch(layer=2, link_s=3.0, carried_s=3.0)
+    found = played([1.0, 1.0, 1.0], [fetch], Beside(slowdown=(1.0, 0.0, 5.0)))
+    # Two seconds for the first layer, one for the second, and the rows are there.
+    assert found.seconds == pytest.approx(4.0)
+
+
+def test_what_is_left_when_compute_waits_comes_faster():
+    """One second hidden of five; the other four take half, and rows behind them come sooner by as much."""
+    fetches = [Fetch(layer=i, link_s=5.0, carried_s=1.0, waited=0.5) for i in (1, 2)]
+    found = played([1.0, 1.0, 1.0], fetches, Beside())
+    assert found.waited_s == pytest.approx(2.0 + 2.0) and found.fetch_s == 5.0
+    assert found.seconds == pytest.approx(3.0 + 2.0 + 2.0)
 
 
 def test_other_copies_share_the_link_fairly():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sextant.simulator.errors import InputError
-from sextant.studies import cli, engram_blocks, engram_table
+from sextant.studies import answer, cli, engram_blocks, engram_table, whole_models
 from sextant.studies.engram_blocks import Judged, exposed
 from sextant.validate.whole import engram_cases
 
@@ -28,16 +28,17 @@ def test_every_case_was_measured_by_every_way(blocks: engram_table.Blocks) -> No
 
 
 def test_how_many_are_within_20_us_or_a_tenth(blocks: engram_table.Blocks) -> None:
-    """Of 17 each. Kernels of few programs slow products in a pass by more than they do in pairs."""
+    """Of 17 each. Kernels of few programs slow products in a pass by more than they do in pairs; what a scenario gets
+    is what is judged."""
     assert {way: near for way, (near, _) in blocks.near().items()} == {
-        "hbm": 16, "inline": 17, "few": 11, "bounded": 11, "full": 16, "copy": 16,
+        "hbm": 16, "inline": 17, "few": 10, "bounded": 10, "full": 16, "copy": 16,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("way", "error", "off_us"),
     [("hbm", 1.5, 21.4), ("inline", 0.065, 10.0), ("full", 0.053, 21.1), ("copy", 1.0, 30.1),
-     ("few", 0.65, 205.5), ("bounded", 0.66, 313.0)],
+     ("few", 0.65, 205.5), ("bounded", 0.67, 315.5)],
 )  # fmt: skip
 def test_errors_are_what_was_reached(blocks: engram_table.Blocks, way: str, error: float, off_us: float) -> None:
     """Where more than 200 us are exposed, the share; elsewhere, and for the ways with none so large, microseconds."""
@@ -47,8 +48,8 @@ def test_errors_are_what_was_reached(blocks: engram_table.Blocks, way: str, erro
     assert max(large, default=0.0) <= error and max(small) <= off_us
 
 
-def test_decode_is_within_21_us_by_every_way(blocks: engram_table.Blocks) -> None:
-    assert max(abs(row.off_s) for row in blocks.rows if row.case.startswith("decode")) <= 21.1e-6
+def test_decode_is_within_24_us_by_every_way(blocks: engram_table.Blocks) -> None:
+    assert max(abs(row.off_s) for row in blocks.rows if row.case.startswith("decode")) <= 24.2e-6
 
 
 def test_passes_are_within_an_eighth(blocks: engram_table.Blocks) -> None:
@@ -61,19 +62,25 @@ def test_nothing_in_front_hides_nothing() -> None:
     first, later = CASES["prefill-1024-layer-1"], CASES["prefill-1024-layer-4"]
     for way in ("few", "copy"):
         found = exposed(first, way)
-        assert found.seconds == found.fetch_s and found.window_s == 0.0
-        assert exposed(later, way).window_s > exposed(CASES["prefill-1024-layer-2"], way).window_s > found.seconds
-    assert exposed(later, "copy").seconds == 0.0
-    assert exposed(later, "few").seconds == pytest.approx(exposed(later, "few").slowed_s)
-    assert exposed(later, "inline") == exposed(first, "inline") == exposed(first, "full")
+        assert found.seconds == pytest.approx(found.fetch_s) and found.waited_s == pytest.approx(found.fetch_s)
+        assert exposed(later, way).waited_s == 0.0 < exposed(later, way).seconds < 0.3 * found.seconds
+    whole = exposed(first, "inline")
+    for case, way in ((later, "inline"), (first, "full"), (later, "full")):
+        assert exposed(case, way).seconds == pytest.approx(whole.seconds)
     assert exposed(first, "none").seconds == 0.0
 
 
 def test_what_is_not_hidden_is_waited_for() -> None:
     """256 rounds of eight rows take longer than the layer in front."""
     found = exposed(CASES["decode-b128-layer-2"], "few")
-    assert found.fetch_s > found.window_s + found.slowed_s
-    assert found.seconds == pytest.approx(found.fetch_s - found.window_s)
+    assert 0.0 < found.waited_s < found.seconds < found.fetch_s
+
+
+def test_a_scenario_gets_what_is_judged() -> None:
+    """The same model and plan, asked for as a scenario: the same exposed seconds."""
+    case = engram_cases.planned(CASES["prefill-4096-layer-2"], "few")
+    told = answer.evaluate(whole_models.scenario_of(case, "h200", cool=True)).columns
+    assert told["exposed_fetch_s"][0] == pytest.approx(exposed(case, "few").seconds, rel=1e-6)
 
 
 def test_near_is_either_of_two() -> None:

@@ -67,7 +67,8 @@ def test_what_engram_adds_is_exposed_by_how_rows_are_fetched(small):
         assert rows["baseline"]["throughput_loss"] == 0.0 and rows["baseline"]["fetch_s"] == 0.0
         rate = {name: m["tokens_per_s"] for name, m in rows.items()}
         assert rate["baseline"] > max(rate["in_hbm"], rate["unhindered"])
-        assert rate["unhindered"] >= rate[""] > rate["on_demand"]
+        # Few programs pay in rounds: rows of some tens of sequences come no later from all SMs, on demand.
+        assert rate["unhindered"] >= max(rate[""], rate["on_demand"])
         assert rate[""] > rate["cpu_hash"]
         assert rows["on_demand"]["exposed_fetch_s"] == pytest.approx(rows["on_demand"]["fetch_s"])
         for name, m in rows.items():
@@ -93,7 +94,7 @@ def test_the_published_rates_are_predicted_and_nothing_stands_for_them():
         "engram_offload.baseline.tokens_per_s", "engram_offload.host.tokens_per_s",
         "engram_offload.host.throughput_loss",
     }  # fmt: skip
-    # The aim is 15%. It was met, at 14.4%, with FlashAttention's decode of an H200; with an H100's it is 15.2%.
+    # The aim is 15%. It was met, at 14.4%, while FlashAttention's decode was an H200's; with an H100's it is 15.2%.
     assert abs(rows["engram_offload.baseline.tokens_per_s"]["error"]) < 0.155
     for row in rows.values():
         assert row["low"] < row["predicted"] < row["high"]

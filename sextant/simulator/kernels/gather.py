@@ -36,8 +36,8 @@ SECTOR_BYTES: Mapping[str, float] = {"hbm": 32.0, "host": 64.0, "nvme": 4096.0}
 #: Where a variant that is no tier has its table.
 TABLES: Mapping[str, str] = {"cpu_copy": "host"}
 #: Rows start on a multiple of this, or are read piece by piece. A block of threads takes a tile of so many bytes, rows
-#: padded to a power of two, of so many rows at most; of fewer than the last, one.
-_ALIGNMENT_BYTES, _TILE_BYTES, _TILE_ROWS, _FEWEST_ROWS = 32.0, 4096.0, 16.0, 4.0
+#: padded to a power of two, of so many rows at most; of fewer than the next, one. So many blocks of each SM at least.
+_ALIGNMENT_BYTES, _TILE_BYTES, _TILE_ROWS, _FEWEST_ROWS, _BLOCKS_PER_SM = 32.0, 4096.0, 16.0, 4.0, 8.0
 #: How sharply the cold start sets in.
 _SHARPNESS = 8.0
 
@@ -84,12 +84,13 @@ def features(shape: Mapping[str, Num]) -> dict[str, Num]:
     }
 
 
-def estimate(op: Op, cluster: Cluster) -> Estimate:
+def estimate(op: Op, cluster: Cluster, page_tables_s: Num = 0.0) -> Estimate:
     """Seconds by the block ``gather_<variant>``: efficiency (share of the tier's bandwidth), unaligned, rows_per_s
     (blocks issued; rows never faster than the memory's own ``rows_per_s``), spread, reach_bytes, miss_s (a miss in a
     table of twice the reach and more, times (table / reach) ** growth), walkers, cold_s from cold_share of the L2
     capacity on, overlap_power (1 adds the parts, more hides the smaller), floor_s; the memory's latency_s comes on
-    top. InputError if the device has no such tier.
+    top. ``page_tables_s``: seconds that walks take beyond those in the fit (``host_rows``). InputError if the device
+    has no such tier.
     """
     device, tier = cluster.device, TABLES.get(op.variant, op.variant)
     if tier not in device.memories:
@@ -105,7 +106,8 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     at_once = c.get("walkers", 0.0)
     # Rises as the square of few walks, and by one for every further one of many.
     walks_s = c["miss_s"] * (np.sqrt(np.square(walks) + at_once * at_once) - at_once)
-    rows_s = rows_s + walks_s
+    learned = correction(fit, features(shape))
+    rows_s = rows_s + walks_s + page_tables_s / learned
     power = c["overlap_power"]
     larger, smaller = np.maximum(transfer_s, rows_s), np.minimum(transfer_s, rows_s)
     # Written with the ratio so that no power of a tiny number of seconds underflows.
@@ -115,7 +117,7 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         size = np.minimum(traffic / (c["cold_share"] * device.l2_bytes), 1e3) ** _SHARPNESS
         launch_s = launch_s + c["cold_s"] * (size / (1.0 + size))
     served_s = shape["lookups"] / memory.rows_per_s
-    seconds = (launch_s + both_s) * correction(fit, features(shape))
+    seconds = (launch_s + both_s) * learned
     seconds = np.maximum(seconds, memory.latency_s + np.maximum(least_s, served_s))
     return Estimate(
         seconds=seconds, low=seconds * fit.low, high=seconds * fit.high,
@@ -131,14 +133,17 @@ def _blocks(shape: Mapping[str, Num], c: Mapping[str, Num], n_sms: Num) -> Num:
     """Blocks of threads that fetch the rows: one each, or fewer where a block takes several."""
     if "spread" not in c:
         return shape["lookups"]
-    rows = tile_rows(shape["row_bytes"])
+    rows = tile_rows(shape["row_bytes"], np.inf, n_sms)
     return np.maximum(np.minimum(shape["lookups"], c["spread"] * n_sms), shape["lookups"] / rows)
 
 
-def tile_rows(row_bytes: Num) -> Num:
-    """Rows that a block's tile has room for; of fewer than four, it takes one."""
-    rows = np.minimum(_TILE_BYTES / 2.0 ** np.ceil(np.log2(np.maximum(row_bytes, 1.0))), _TILE_ROWS)
-    return np.where(rows < _FEWEST_ROWS, 1.0, rows)
+def tile_rows(row_bytes: Num, lookups: Num, n_sms: Num) -> Num:
+    """Rows in a block's tile by the rule of the measured kernel: as many as it has room for and as still leave eight
+    blocks per SM; of fewer than four, one."""
+    room = np.minimum(_TILE_BYTES / 2.0 ** np.ceil(np.log2(np.maximum(row_bytes, 1.0))), _TILE_ROWS)
+    spread = 2.0 ** np.ceil(np.log2(np.maximum(np.floor(lookups / (_BLOCKS_PER_SM * n_sms)), 1.0)))
+    rows = np.minimum(room, spread)
+    return np.where(rows < _FEWEST_ROWS, 1.0, rows)[()]
 
 
 def missed(table_bytes: Num, coefficients: Mapping[str, Num]) -> Num:

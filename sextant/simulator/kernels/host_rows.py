@@ -13,35 +13,54 @@ programs are no faster than the walks of all rows allow.
              cold_s x the expected maximum of as many exponential delays as rows)
     seconds  floor_s + rounds and the time of all rows on all SMs, joined by overlap_power
 
+Rows of a drive have no page tables on the way, and a round trip longer by the drive's latency.
+
 Blocks: ``gather_host_cold`` (line_s, span_bytes), ``gather_host_few`` (those above; ``beside``, factor while other
 kernels run), ``beside_fetch`` (what compute loses: ``product``, ``attention``, ``mla``, ``mhc_pre`` as shares,
 ``rows_s`` per other kernel; names end in ``_open`` for up to ``OPEN`` rows in flight, in ``_full`` for ``FULL`` and
-more, where other kernels' addresses wait in the same queue).
+more, where other kernels' addresses wait in the same queue). Where a device has none, ``ASSUMED`` stands in, with a
+wide interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from sextant.simulator.errors import InputError
-from sextant.simulator.kernels import estimate, gather
-from sextant.simulator.types import Cluster, Device, KernelFit, Num, Op
+from sextant.simulator.kernels import gather
+from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
 
 #: Programs that fetch beside compute, and rows in flight up to which the page walkers keep up, and with which they are
 #: full: eight programs with 8 and 16 rows each (validate/data/measured/h200_fetch.csv).
 N_PROGRAMS, OPEN, FULL = 8.0, 64.0, 128.0
 _EULER = 0.5772
+_CLASSES = {"gemm": "product", "grouped_gemm": "product", "attention": "attention", "mla": "mla", "mhc_pre": "mhc_pre"}
+
+
+def _assumed(why: str, **coefficients: float) -> KernelFit:
+    return KernelFit(coefficients=coefficients, low=0.5, high=2.0, provenance="assumed", source=f"assumed: {why}")
+
+
+#: Stand-ins for what was not measured: round numbers, none from a pass.
+ASSUMED: Mapping[str, KernelFit] = {
+    "gather_host_cold": _assumed("page tables stay in the cache", line_s=0.0, span_bytes=65536.0),
+    "gather_host_few": _assumed(
+        "2 us from request to row over PCIe; a fifth longer beside compute", round_s=2e-6, byte_s=0.0, walk_s=0.0,
+        cold_s=0.0, overlap_power=4.0, floor_s=3e-6, beside=1.2,
+    ),
+    "beside_fetch": _assumed(
+        "a tenth of the time, the SMs held and as much again; 2 us per kernel over rows",
+        **{f"{name}_{end}": 0.1 for name in ("product", "attention", "mla", "mhc_pre") for end in ("open", "full")},
+        rows_s_open=2e-6, rows_s_full=2e-6,
+    ),
+}  # fmt: skip
 
 
 def block(device: Device, name: str) -> KernelFit:
-    """A block of coefficients; InputError where nobody measured it on this device."""
-    if name not in device.kernels:
-        raise InputError(
-            f"device {device.name!r} has no coefficients {name!r}; measure them with sextant.validate.fetch"
-        )
-    return device.kernels[name]
+    """A block of coefficients, else the assumed one."""
+    return device.kernels.get(name, ASSUMED[name])
 
 
 def cold_s(shape: Mapping[str, Num], device: Device, evicted: bool = False) -> Num:
@@ -53,26 +72,35 @@ def cold_s(shape: Mapping[str, Num], device: Device, evicted: bool = False) -> N
     return np.where(shape["table_bytes"] > reach["reach_bytes"], c["line_s"] * met, 0.0)[()]
 
 
-def all_sms_s(op: Op, cluster: Cluster, evicted: bool = False) -> Num:
-    """Seconds of a fetch by all SMs in a pass. Where the link and not the walks hold it up, cold ones hide too."""
-    hot = estimate(op, cluster)
-    spare_s = np.maximum(hot.limits["link"] - hot.limits["rows"], 0.0)
-    return hot.seconds + np.maximum(cold_s(op.shape, cluster.device, evicted) - spare_s, 0.0)
+def all_sms(op: Op, cluster: Cluster, evicted: bool = False) -> Estimate:
+    """A fetch by all SMs in a pass. Where the link and not the walks hold it up, cold ones hide too."""
+    if op.variant != "host":
+        return gather.estimate(op, cluster)
+    found = gather.estimate(op, cluster, cold_s(op.shape, cluster.device, evicted))
+    cold = block(cluster.device, "gather_host_cold")
+    ends = np.minimum(found.low, found.seconds * cold.low), np.maximum(found.high, found.seconds * cold.high)
+    return replace(
+        found, low=ends[0], high=ends[1],
+        provenance=cold.provenance if found.provenance == "fitted" else found.provenance,
+    )  # fmt: skip
 
 
 def few_s(op: Op, cluster: Cluster, rows: Num, *, programs: Num = N_PROGRAMS, cold: str = "no") -> Num:
     """Seconds of a fetch by few programs with ``rows`` in a tile, alone. ``cold``: no; first (page tables were driven
     out before it); always (they are while it runs)."""
-    c = block(cluster.device, "gather_host_few").coefficients
-    reach = gather.fit_for(cluster.device, "host").coefficients["reach_bytes"]
-    shape = op.shape
-    missed = 1.0 - np.minimum(reach / shape["table_bytes"], 1.0) ** rows
-    delay_s = (np.log(rows) + _EULER + 0.5 / rows) * c["cold_s"] if cold != "no" else 0.0
-    round_s = c["round_s"] + rows * shape["row_bytes"] * c["byte_s"] + c["walk_s"] * missed + delay_s
+    c, shape = block(cluster.device, "gather_host_few").coefficients, op.shape
+    round_s = c["round_s"] + rows * shape["row_bytes"] * c["byte_s"]
+    if op.variant == "host":
+        reach = gather.fit_for(cluster.device, "host").coefficients["reach_bytes"]
+        missed = 1.0 - np.minimum(reach / shape["table_bytes"], 1.0) ** rows
+        delay_s = (np.log(rows) + _EULER + 0.5 / rows) * c["cold_s"] if cold != "no" else 0.0
+        round_s = round_s + c["walk_s"] * missed + delay_s
+    else:
+        round_s = round_s + cluster.device.memories[op.variant].latency_s
     rounds_s = np.ceil(shape["lookups"] / (programs * rows)) * round_s
-    whole = estimate(op, cluster).seconds if cold == "no" else all_sms_s(op, cluster, cold == "always")
+    whole_s = (gather.estimate(op, cluster) if cold == "no" else all_sms(op, cluster, cold == "always")).seconds
     power = c["overlap_power"]
-    larger, smaller = np.maximum(rounds_s, whole), np.minimum(rounds_s, whole)
+    larger, smaller = np.maximum(rounds_s, whole_s), np.minimum(rounds_s, whole_s)
     return c["floor_s"] + larger * (1.0 + (smaller / larger) ** power) ** (1.0 / power)
 
 
@@ -82,19 +110,9 @@ def beside_s(op: Op, cluster: Cluster, rows: Num) -> Num:
 
 
 def slowed_s(op: Op, seconds: Num, device: Device, in_flight: Num) -> Num:
-    """Seconds that an operator of so many seconds loses beside a fetch with ``in_flight`` rows at once."""
-    c = block(device, "beside_fetch").coefficients
-    names = {"gemm": "product", "grouped_gemm": "product", "attention": "attention", "mla": "mla", "mhc_pre": "mhc_pre"}
-    name = names.get(op.kind, "rows_s")
+    """Seconds that an operator of so many seconds loses beside a fetch with ``in_flight`` rows at once; none where it
+    takes none."""
+    c, name = block(device, "beside_fetch").coefficients, _CLASSES.get(op.kind, "rows_s")
     full = np.clip((in_flight - OPEN) / (FULL - OPEN), 0.0, 1.0)
     lost = (1.0 - full) * c[f"{name}_open"] + full * c[f"{name}_full"]
-    return lost if name == "rows_s" else lost * seconds
-
-
-def tile_rows(lookups: Num, row_bytes: Num, n_sms: Num) -> Num:
-    """Rows in one program's tile by the rule of the measured kernel: as many as still leave eight programs per SM, at
-    most 16 or 4 KiB, of fewer than four one."""
-    most = np.minimum(16.0, np.maximum(2048.0 / 2.0 ** np.ceil(np.log2(row_bytes / 2.0)), 1.0))
-    spread = 2.0 ** np.ceil(np.log2(np.maximum(np.floor(lookups / (8.0 * n_sms)), 1.0)))
-    rows = np.minimum(most, spread)
-    return np.where(rows < 4.0, 1.0, rows)[()]
+    return np.where(np.asarray(seconds) > 0.0, lost, 0.0)[()] if name == "rows_s" else lost * seconds

@@ -22,7 +22,8 @@ from sextant.workloads.transformer import Transformer, build, shape_of
 
 FILE = Path(__file__).parent / "cases.yaml"
 PHASES = ("prefill", "decode", "training", "vision")
-PREFETCHES = ("none", "tokens")
+#: Ways of fetching that the code of a pass has: on demand by all SMs, ahead by eight programs.
+PREFETCHES = ("none", "few_sms")
 _PARTS = {"name", "model", "load", "plan", "differs"}
 
 

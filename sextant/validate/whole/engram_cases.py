@@ -13,10 +13,12 @@ from sextant.validate.whole.cases import Difference, WholeCase
 from sextant.workloads.models import model as model_of
 
 WAYS = ("none", "hbm", "inline", "few", "bounded", "full", "copy")
-#: The plan that each way stands for: where the table is, when rows are fetched.
+#: What a scenario calls each way of fetching; ``bounded`` and ``few`` differ in the rows of a program's tile alone.
+PREFETCHES = ("none", "none", "none", "few_sms", "few_sms", "full_grid", "copy_engine")
+#: The plan that each way stands for: where the table is, how rows are fetched.
 PLANS = {
     way: Plan(placement={"engram": "hbm" if way == "hbm" else "host"}, prefetch=prefetch)
-    for way, prefetch in zip(WAYS, ("none", "none", "none", "tokens", "tokens", "tokens", "tokens"), strict=True)
+    for way, prefetch in zip(WAYS, PREFETCHES, strict=True)
 }
 BATCHES = (1, 8, 32, 64, 128, 256)
 LENGTHS = (512, 1024, 2048, 4096, 8192)
