@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sextant.simulator.errors import InputError
 from sextant.studies.console import plain, print_json, put, question, say
+
+if TYPE_CHECKING:
+    from sextant.studies.scenario import Question
 
 File = Annotated[str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a shipped one.")]
 Sets = Annotated[
@@ -40,7 +44,7 @@ def search(
     from sextant.studies import workers as processes
 
     n_workers = processes.count(workers)
-    asked = question(scenario, sets, checks=(answer.searchable,))
+    asked = _of_a_phase(question(scenario, sets, checks=(answer.searchable,)), "search")
     by = by or searching.objective(asked.scenario)
     if out:
         files.folder(out)
@@ -71,7 +75,7 @@ def sensitivity(
     from sextant.studies import files, sensitivity_report, tables
     from sextant.studies import sensitivity as sensing
 
-    asked, amount = question(scenario, sets), sensing.share(change)
+    asked, amount = _of_a_phase(question(scenario, sets), "sensitivity"), sensing.share(change)
     if out:
         files.folder(out)
     found = sensing.study(asked.scenario, by, amount, kernels=kernels, progress=progress("rates"))
@@ -81,6 +85,14 @@ def sensitivity(
     else:
         text = sensitivity_report.text(found)
         put(text + ("\n" + tables.results(Path(out), written) if out else ""), sys.stdout)
+
+
+def _of_a_phase(asked: Question, command: str) -> Question:
+    """``asked``, unless a study answers it: what these commands vary is the step of one phase."""
+    if asked.study:
+        remedy = "write a scenario without `study`, or use `sextant run`"
+        raise InputError(f"a {command} is of the scenario's phase, but the study {asked.study} answers it; {remedy}")
+    return asked
 
 
 def progress(what: str) -> Callable[[int, int], None]:

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.result import result
 from sextant.studies import answer, report, study, tables
+from sextant.studies.cli import app
 from sextant.studies.study import Study
 
 SCENARIO = """
@@ -87,3 +89,12 @@ def test_every_study_of_the_package_has_a_record():
         assert isinstance(study.find(name), Study) and study.find(name).about
     with pytest.raises(InputError, match="unknown study"):
         study.find("nothing")
+
+
+@pytest.mark.parametrize("command", ["search", "sensitivity"])
+def test_commands_about_one_phase_refuse_a_study(command, tmp_path):
+    file = tmp_path / "one.yaml"
+    text = SCENARIO.replace("study: halves", "study: prefetch").partition("axes:")[0]
+    file.write_text(text)
+    found = CliRunner().invoke(app, [command, str(file)])
+    assert isinstance(found.exception, InputError) and "the study prefetch answers it" in str(found.exception)
