@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from sextant.simulator.errors import InputError, nearest
@@ -58,12 +59,29 @@ def published_errors(prefix: str = "") -> list[dict[str, Any]]:
     ``inside`` says whether the figure lies in the prediction's 90% interval, None where the prediction is exact.
     Unconfirmed figures are left out. InputError if nothing is under ``prefix``.
     """
-    rows = {row["id"]: row for row in _sizes() + _networks() + _scenarios() + _kernels()}
+    asked = [name for name in catalogue.scenario_names() if _may_predict(name, prefix)]
+    rows = {
+        row["id"]: row
+        for row in (*_sizes(), *_networks(), *(r for name in asked for r in _scenario(name)), *_kernels())
+    }
     chosen = [row for id, row in rows.items() if id.startswith(prefix)]
     if not chosen:
-        groups = {id.rpartition(".")[0] for id in rows}
+        groups = {id.rpartition(".")[0] for id in rows}.union(
+            *(_published(name) for name in catalogue.scenario_names())
+        )
         raise InputError(f"no predicted figure begins with {prefix!r}; {nearest(prefix, groups)}")
-    return chosen
+    return [dict(row) for row in chosen]
+
+
+@cache
+def _published(name: str) -> tuple[str, ...]:
+    """The groups of figures that a shipped scenario is judged by."""
+    return answering.question(name).published
+
+
+def _may_predict(name: str, prefix: str) -> bool:
+    """Whether a figure that begins with ``prefix`` may be among those of a shipped scenario."""
+    return any(group.startswith(prefix) or prefix.startswith(group) for group in _published(name))
 
 
 def _sizes() -> list[dict[str, Any]]:
@@ -91,21 +109,21 @@ def sizes(model: Transformer) -> dict[str, Num]:
     }  # fmt: skip
 
 
-def _scenarios() -> list[dict[str, Any]]:
-    rows = []
-    for name in catalogue.scenario_names():
-        asked = answering.question(name)
-        if not asked.published or (asked.scenario.axes and not asked.study):
-            continue
-        found = report.Answer(question=asked, result=answering.answer(asked))
-        if asked.study:
-            rows += _study(found, study.find(asked.study))
-            continue
-        for group in asked.published:
-            for metric, pair in report.comparisons(found, groups=(group,)).items():
-                fitted = _A100_TIMES if asked.scenario.cluster.device.name.startswith("a100") else _TIMES
-                rows.append(_row(group, pair, fitted, exact=metric == "kv_bytes_per_token"))
-    return rows
+@cache
+def _scenario(name: str) -> tuple[dict[str, Any], ...]:
+    """The figures that a shipped scenario is judged by; none of a sweep without a study. It is answered once."""
+    asked = answering.question(name)
+    if asked.scenario.axes and not asked.study:
+        return ()
+    found = report.Answer(question=asked, result=answering.answer(asked))
+    if asked.study:
+        return tuple(_study(found, study.find(asked.study)))
+    fitted = _A100_TIMES if asked.scenario.cluster.device.name.startswith("a100") else _TIMES
+    return tuple(
+        _row(group, pair, fitted, exact=metric == "kv_bytes_per_token")
+        for group in asked.published
+        for metric, pair in report.comparisons(found, groups=(group,)).items()
+    )
 
 
 def _study(found: report.Answer, asked: study.Study) -> list[dict[str, Any]]:
