@@ -94,10 +94,21 @@ def text(answer: Answer) -> str:
         nothing = list(dict.fromkeys(reason for i in alike[0].points for reason in result.limits[i]))[:3]
         body = tables.rendered(table) if rows else "\n".join(f"infeasible: {plain(reason)}" for reason in nothing)
         lines += ["", _together(alike), body]
+        out = sum(int((~result.feasible[machine.points]).sum()) for machine in alike)
+        if rows and out:
+            lines += tables.wrapped(
+                f"{out} of {sum(len(m.points) for m in alike)} shares are infeasible: {plain('; '.join(nothing))}"
+            )
     notes = [
         f"at equal cost: least loss at no more than what rho = 1 costs; cheapest: within {NEAR:g} of the least loss"
     ]
-    return "\n".join([*lines, "", *(line for note in (*notes, *_notes()) for line in tables.wrapped(note))])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *(line for note in (*notes, *_notes(answer.question.scenario.seed)) for line in tables.wrapped(note)),
+        ]
+    )
 
 
 def _head(name: str) -> str:
@@ -141,10 +152,10 @@ def _cells(answer: Answer, point: int, told: Sequence[str]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _notes() -> list[str]:
+def _notes(seed: int) -> list[str]:
     """What the losses rest on, and how far they are off where the paper says more."""
     found = []
-    for check in loss_curve.checks(shares()):
+    for check in loss_curve.checks(shares(), seed):
         found.append(
             f"not fitted: {check.name.replace('_', '-')} against MoE-27B {check.predicted:.4f} "
             f"({check.low:.4f} .. {check.high:.4f}), published {check.published:.3f}, off by {check.error:+.4f}"

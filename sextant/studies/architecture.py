@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Streams of the published loss of mHC.
 _STREAMS = 4.0
+#: What of a model may vary: its loss is known against the same zero, or nothing is known of it.
+_AXES = (allocated.PATH, "model.n_streams", "model.num_hidden_layers", "model.num_experts_per_tok")
 #: What changes costs, and the loss by an amount that nobody has published.
 _UNPRICED = ("num_hidden_layers", "num_experts_per_tok")
 
@@ -44,6 +46,11 @@ def answer(asked: Question, progress: Callable[[int], None]) -> Result:
     """
     if asked.scenario.solve:
         raise InputError("study: architecture solves expert width, experts and rows itself; remove solve")
+    if other := [p for p in asked.scenario.axes if p.partition(".")[0] == "model" and p not in _AXES]:
+        varied = ", ".join(_AXES)
+        raise InputError(
+            f"architecture compares losses at equal parameters, and {other[0]} would change them; it varies {varied}"
+        )
     found = allocation.answer(asked, progress, parts)
     columns = {**found.columns, **_losses(found)}
     wanted = architecture_report.objectives(asked)

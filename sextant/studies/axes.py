@@ -144,7 +144,7 @@ def groups(
             index = np.ravel_multi_index(at, lengths) if axes else np.zeros(1, dtype=np.int64)
             part = scenario
             for path, i in zip(axes, at, strict=True):
-                if path in swept:
+                if path in swept and path not in question.held:
                     part = paths.put(part, path, swept[path][i])
             yield np.asarray(index, dtype=np.int64), part
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sextant.simulator import des, prefetch
+from sextant.simulator import des, prefetch, zipf
 from sextant.simulator.chunk import layer_times
 from sextant.simulator.des import Span
 from sextant.simulator.evaluate import TimedStep
@@ -119,7 +119,7 @@ def _together(scenario: Scenario, timed: TimedStep, ops: Sequence[Op], ways: Seq
     link_s = total(lambda way: way.link_s)
     fetch = Fetch(
         layer=0, prepare_s=total(lambda way: way.prepare_s), link_s=link_s, carried_s=total(lambda way: way.carried_s),
-        waited=total(lambda way: way.waited * way.link_s) / link_s,
+        waited=total(lambda way: way.waited * way.link_s) / np.where(np.asarray(link_s) > 0, link_s, 1.0),
     )  # fmt: skip
     return fetch, replace(ways[0].beside, slowdown=_slowdowns(scenario, timed, ways))
 
@@ -204,8 +204,9 @@ def row_columns(scenario: Scenario) -> dict[str, Num]:
         return {}
     tokens = load.batch * (1.0 if load.phase == "decode" else sequence_tokens(model, load))
     rows = table_rows.moved_rows(model, access, tokens, plan.placement.get("engram", "hbm"))
+    law = zipf.rows(model.engram_rows, access.exponent)
     return {
-        "distinct_rows_share": rows.distinct_share, "cache_hit_rate": rows.hit_rate,
+        "distinct_rows_share": zipf.distinct_share(law, tokens), "cache_hit_rate": rows.hit_rate,
         "host_cache_hit_rate": rows.host_hit_rate,
     }  # fmt: skip
 

@@ -17,7 +17,10 @@ from sextant.studies.scenario import Question
 from sextant.studies.study import Study
 
 #: Limits with a point at which nothing is hidden: there they read 0.
-_NOTE = "hidden_... and ..._free_batch are 0 where none hides the fetch; batches are powers of two up to 4,096"
+_NOTE = (
+    "hidden_... and ..._free_batch are 0 where none hides the fetch; batches are powers of two up to 4,096; free: no "
+    "layer waits, what the fetch slows compute by remains in exposed_fetch_s"
+)
 
 
 def answer(asked: Question, progress: Callable[[int], None] = lambda n: None) -> Result:

@@ -39,7 +39,7 @@ class Question:
 
     ``entries`` is everything the files and ``--set`` say, by dotted path. ``published`` are ids of published figures to
     compare the answer with. ``study`` is who answers it ("": its phase). ``variants`` are the same question with some
-    entries changed, on the same axes.
+    entries changed, on the same axes; what a variant sets itself is ``held`` there, whatever an axis says.
     """
 
     scenario: Scenario
@@ -49,6 +49,7 @@ class Question:
     published: tuple[str, ...] = ()
     study: str = ""
     variants: Mapping[str, Question] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
     def at(self, point: Mapping[str, Any]) -> Scenario:
         """The scenario, not yet solved, in which each path of ``point`` has that value; ``model`` is a path too.
@@ -57,7 +58,8 @@ class Question:
         """
         problems: list[Problem] = []
         first = {p: v[0] for p, v in self.scenario.axes.items()}
-        records = _build(self.entries, {**first, **point}, self.catalogue, problems)
+        moved = {p: v for p, v in {**first, **point}.items() if p not in self.held}
+        records = _build(self.entries, moved, self.catalogue, problems)
         if problems:
             raise InputError(*problems)
         return replace(self.scenario, **records)
@@ -89,7 +91,8 @@ def load(
     question = _question(whole, own, catalogue, problems, checks, max_points)
     variants = {}
     for name, changed in changes.items():
-        variants[name] = _question({**whole, **changed}, own, catalogue, problems, checks, max_points)
+        held = frozenset(path for path in changed if f"axes.{path}" in whole)
+        variants[name] = _question({**whole, **changed}, own, catalogue, problems, checks, max_points, held)
     if problems:
         raise InputError(*_in_order(problems))
     assert question is not None and all(variants.values())
@@ -103,12 +106,13 @@ def _question(
     problems: list[Problem],
     checks: Sequence[Check],
     max_points: int,
+    held: frozenset[str] = frozenset(),
 ) -> Question | None:
     """The question that ``entries`` ask; None where there are ``problems``, to which it adds its own."""
-    axes = _axes(entries, own, catalogue, problems, max_points)
+    axes = _axes({p: e for p, e in entries.items() if p not in held}, own, catalogue, problems, max_points)
     _required(entries, own, problems)
     header = _header(entries, own, catalogue, problems)
-    records = _records(entries, axes, catalogue, problems)
+    records = _records(entries, {p: v for p, v in axes.items() if p not in held}, catalogue, problems)
     solving = equations(entries, records, catalogue, problems)
     searched = search_space.given(entries, catalogue, problems)
     problems += allocated.problems(entries)
@@ -116,7 +120,7 @@ def _question(
     if problems:
         return None
     scenario = Scenario(axes=axes, solve=solving, search=searched, **header, **records)
-    question = Question(scenario=scenario, entries=entries, catalogue=catalogue)
+    question = Question(scenario=scenario, entries=entries, catalogue=catalogue, held=held)
     try:
         scenario = allocated.first(solve.first(question) if solving else scenario, entries)
     except InputError as error:

@@ -49,6 +49,8 @@ def budget(model) -> Budget:
     plain = replace(model, engram_layers=(), engram_fraction=None)
     one, two = (parameters.backbone_parameters(replace(plain, n_routed_experts=n)) for n in (1.0, 2.0))
     total, expert = parameters.backbone_parameters(model), two - one
+    if np.any(np.asarray(expert) <= 0):
+        raise InputError(f"model.engram_fraction: no layer of {model.name} has experts; give it more layers")
     rest = one - expert
     return Budget(total=total, experts=(total - rest) / expert, expert=expert, rest=rest)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sextant.simulator.errors import InputError
 from sextant.simulator.types import Num
 from sextant.workloads import parameters
 from sextant.workloads.allocation import allocated, budget
@@ -29,7 +30,7 @@ def reshaped(model, like):
     """
     fraction = model.engram_fraction if model.engram_fraction is not None else 0.0
     depth = model.num_hidden_layers / like.num_hidden_layers
-    layers = () if np.all(np.asarray(fraction) == 0) else tuple(_placed(layer, depth) for layer in like.engram_layers)
+    layers = () if np.all(np.asarray(fraction) == 0) else _placed(like.engram_layers, depth, model.num_hidden_layers)
     placed = replace(model, engram_layers=layers, engram_fraction=None)
     shaped = replace(placed, moe_intermediate_size=expert_width(placed, parameters.activated_backbone_parameters(like)))
     own = budget(shaped)
@@ -47,9 +48,19 @@ def expert_width(model, activated: Num) -> Num:
         parameters.activated_backbone_parameters(replace(model, moe_intermediate_size=step * WIDTH_STEP))
         for step in (1.0, 2.0)
     ]
+    if np.any(np.asarray(at[1] - at[0]) <= 0):
+        raise InputError(f"no layer of {model.name} has experts; give it more layers")
     steps = 1.0 + (activated - at[0]) / (at[1] - at[0])
     return (WIDTH_STEP * np.round(steps))[()]
 
 
-def _placed(layer: Num, depth: Num) -> Num:
-    return np.maximum(np.round(layer * depth), _FIRST_LAYER)[()] if layer > _FIRST_LAYER else layer
+def _placed(layers: tuple[float, ...], depth: float, n_layers: float) -> tuple[float, ...]:
+    """Where modules stand in a model ``depth`` times as deep: none in front of the first layer that was not, no two in
+    the same place. InputError where they do not fit into ``n_layers``."""
+    placed: list[float] = []
+    for layer in sorted(layers):
+        at = layer if layer <= _FIRST_LAYER else max(float(np.round(layer * depth)), _FIRST_LAYER)
+        placed.append(max(at, placed[-1] + 1.0) if placed else at)
+    if placed and placed[-1] > n_layers:
+        raise InputError(f"{len(placed)} Engram modules do not fit into {n_layers:g} layers")
+    return tuple(placed)

@@ -107,3 +107,19 @@ def test_solved_fields_are_refused():
     )
     with pytest.raises(InputError, match="remove solve"):
         answer.answer(asked)
+
+
+def test_models_and_sizes_of_other_budgets_are_refused():
+    """Their losses have other zeros, or nobody knows them."""
+    for axis in ("axes.model=[engram-27b, engram-40b]", "axes.model.hidden_size=[1280, 2560]"):
+        with pytest.raises(InputError, match="losses at equal parameters"):
+            answer.answer(answer.question("architecture_27b", [*FEW, axis]))
+
+
+def test_modules_of_a_shallow_model_stand_apart():
+    made = shapes.reshaped(replace(E27, num_hidden_layers=4.0, engram_fraction=0.2), E27)
+    assert made.engram_layers == (2.0, 3.0)
+    with pytest.raises(InputError, match="do not fit into 2 layers"):
+        shapes.reshaped(replace(E27, num_hidden_layers=2.0, engram_fraction=0.2), E27)
+    with pytest.raises(InputError, match="no layer"):
+        shapes.reshaped(replace(E27, num_hidden_layers=1.0, engram_fraction=0.0), E27)

@@ -98,3 +98,15 @@ def test_commands_about_one_phase_refuse_a_study(command, tmp_path):
     file.write_text(text)
     found = CliRunner().invoke(app, [command, str(file)])
     assert isinstance(found.exception, InputError) and "the study prefetch answers it" in str(found.exception)
+
+
+def test_what_a_variant_sets_stays_beside_an_axis(halves):
+    """An axis moves the scenario and every variant that says nothing of the field."""
+    swept = SCENARIO.replace("axes: {", "axes: {load.batch: [8, 16, 32], ")
+    found = asked(swept)
+    prompts = replace(found.variants["prompts"], study="")
+    assert prompts.scenario.load.batch == 1.0 and found.scenario.load.batch == 8.0
+    assert len(set(answer.answer(prompts).columns["step_time_s"])) == 1
+    assert len(set(answer.answer(replace(found, study="")).columns["step_time_s"].round(4))) == 3
+    changed = asked(swept, ["variants.prompts.load.batch=4"])
+    assert changed.variants["prompts"].scenario.load.batch == 4.0

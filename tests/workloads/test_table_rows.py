@@ -9,7 +9,8 @@ import pytest
 
 from sextant.simulator.types import Load, Plan
 from sextant.workloads import models, residency
-from sextant.workloads.ops import optimizer, table_rows
+from sextant.workloads.ops import engram, optimizer, table_rows
+from sextant.workloads.ops.memory import Place
 from sextant.workloads.ops.table_rows import Access, moved_rows
 
 E27 = models.model("engram-27b")
@@ -108,3 +109,13 @@ def test_a_sparse_optimizer_updates_the_rows_that_were_looked_up():
 def test_more_lookups_touch_more_rows():
     shares = [table_rows.touched_share(E27, 1.0, n) for n in (1e3, 1e5, 1e7, 1e10)]
     assert shares == sorted(shares) and 0 < shares[0] < 0.001 and shares[-1] == pytest.approx(1.0, abs=0.01)
+
+
+def test_where_a_cache_has_all_rows_nothing_is_fetched():
+    """Points with and without the cache in one sweep: counted 0 and 1 times."""
+    sizes = np.array([0.0, 1e12])
+    access = Access(exponent=1.0, cache_bytes=sizes)
+    place = Place(part="engram", block="engram")
+    ops = engram.operators(place, E27, 64.0, "decode", "host", 1.0, access=access)
+    (gather,) = (op for op in ops if op.name == "engram_gather")
+    assert np.broadcast_to(gather.count, 2).tolist() == [1.0, 0.0]

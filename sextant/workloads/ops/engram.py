@@ -54,7 +54,10 @@ def operators(
     if place.training:
         ops.append(_exchange("engram_index_exchange", place, ids * asked, n_devices, "forward"))
     for where, share in rows.fetched.items():
-        ops.append(_gather(place, model, m * share, where, n_devices if place.training else 1.0))
+        gather = _gather(place, model, m * share, where, n_devices if place.training else 1.0)
+        # Where a cache has all rows nothing is launched.
+        some = np.where(np.asarray(share) > 0, 1.0, 0.0)[()]
+        ops.append(gather if np.all(some == 1.0) else replace(gather, count=gather.count * some))
     sent = m * row_bytes_per_token(model) * asked
     if place.training:
         ops.append(_exchange("engram_row_exchange", place, sent, n_devices, "forward"))
