@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sextant.simulator import des, prefetch, zipf
+from sextant.simulator import des, prefetch
 from sextant.simulator.chunk import layer_times
 from sextant.simulator.des import Span
 from sextant.simulator.evaluate import TimedStep
@@ -204,9 +204,9 @@ def row_columns(scenario: Scenario) -> dict[str, Num]:
         return {}
     tokens = load.batch * (1.0 if load.phase == "decode" else sequence_tokens(model, load))
     rows = table_rows.moved_rows(model, access, tokens, plan.placement.get("engram", "hbm"))
-    law = zipf.rows(model.engram_rows, access.exponent)
     return {
-        "distinct_rows_share": zipf.distinct_share(law, tokens), "cache_hit_rate": rows.hit_rate,
+        "distinct_rows_share": table_rows.distinct_share(model, access.exponent, tokens),
+        "cache_hit_rate": rows.hit_rate,
         "host_cache_hit_rate": rows.host_hit_rate,
     }  # fmt: skip
 

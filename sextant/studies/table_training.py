@@ -22,10 +22,9 @@ def columns(scenario: Scenario) -> dict[str, Num]:
     n_micro_batches = load.batch / (plan.data * plan.micro_batch)
     touched = table_rows.touched_share(model, load.zipf_exponent, load.batch * load.context_tokens)
     sparse = replace(plan, sparse_optimizer=True)
-    access = replace(table_rows.access(plan, load), deduplicate=True, cache_bytes=0.0)
     return {
         "touched_rows_share": touched,
-        "distinct_rows_share": table_rows.moved_rows(model, access, n_tokens, "hbm").distinct_share,
+        "distinct_rows_share": table_rows.distinct_share(model, load.zipf_exponent, n_tokens),
         "row_exchange_s": n_layers * n_micro_batches * _seconds(scenario, sent),
         "table_update_s": _seconds(scenario, [optimizer.tables(model, sparse, n_layers, touched)]),
         "dense_table_update_s": _seconds(

@@ -174,3 +174,15 @@ def test_fields_without_effect_are_named():
 def test_bad_input_gets_one_clear_error(word, said):
     with pytest.raises(InputError, match=said):
         question(SCENARIO, [word])
+
+
+def test_a_point_reads_the_same_whatever_else_is_on_its_axis():
+    """Different rows among those looked up: a law of the batch, whether any point has a cache or none."""
+    sets = ["plan.deduplicate=false", "axes.plan.placement.engram=[host]", "axes.load.zipf_exponent=[1]"]
+    shares = [
+        answer(question("engram_prefetch_cache", [*sets, f"axes.plan.cache_bytes={sizes}"])).columns[
+            "distinct_rows_share"
+        ][0]
+        for sizes in ("[0]", "[0, 1 GB]")
+    ]
+    assert shares[0] == shares[1] < 1.0

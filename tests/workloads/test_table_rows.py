@@ -34,7 +34,7 @@ def test_by_default_every_lookup_is_fetched():
 
 def test_rows_fetched_once_are_spread_to_all_that_asked():
     found = ops(replace(HOST, deduplicate=True))
-    share = moved_rows(E27, Access(exponent=1.0, deduplicate=True), 256.0, "host").distinct_share
+    share = table_rows.distinct_share(E27, 1.0, 256.0)
     assert 0.5 < share < 1.0
     assert found["engram_gather", "host"] == pytest.approx(share * 16 * 256)
     assert found["engram_spread", "hbm"] == 16 * 256
@@ -82,7 +82,7 @@ def test_training_exchanges_each_different_row_once():
         {op.name: op for op in E27.step(load, Plan(data=64.0, deduplicate=flag)).ops if op.part == "engram"}
         for flag in (False, True)
     )
-    share = moved_rows(E27, Access(exponent=1.0, deduplicate=True), 4096.0, "hbm").distinct_share
+    share = table_rows.distinct_share(E27, 1.0, 4096.0)
     for name in ("engram_index_exchange", "engram_row_exchange", "engram_gradient_exchange"):
         assert once[name].message_bytes == pytest.approx(share * every[name].message_bytes)
     assert set(once) - set(every) == {"engram_unique", "engram_spread", "engram_row_sum"}

@@ -20,7 +20,7 @@ from sextant.simulator.types import Num, Op
 from sextant.workloads.formats import RECIPES, Recipe
 from sextant.workloads.ops.linear import linear
 from sextant.workloads.ops.memory import Place, moved
-from sextant.workloads.ops.table_rows import EVERY, Access, Moved, moved_rows
+from sextant.workloads.ops.table_rows import EVERY, Access, distinct_share, moved_rows
 
 #: Bytes of a row number, and of a token id.
 INDEX_BYTES, TOKEN_BYTES = 8.0, 4.0
@@ -49,7 +49,7 @@ def operators(
     rows = moved_rows(model, access, m, tier)
     asked = sum(rows.fetched.values(), 0.0)
     ops = [moved("engram_hash", place, max(model.engram_orders) * TOKEN_BYTES * m, ids)]
-    spread = _spread(place, model, m, access, rows) if tier != "hbm" or place.training else []
+    spread = _spread(place, model, m, access) if tier != "hbm" or place.training else []
     ops += spread[:1]
     if place.training:
         ops.append(_exchange("engram_index_exchange", place, ids * asked, n_devices, "forward"))
@@ -68,7 +68,7 @@ def operators(
     return ops + (_backward(place, model, m, sent, n_devices, once=access.deduplicate) if place.training else [])
 
 
-def _spread(place: Place, model, m: Num, access: Access, rows: Moved) -> list[Op]:
+def _spread(place: Place, model, m: Num, access: Access) -> list[Op]:
     """Row numbers made unique and looked up in the cache, and rows spread to the tokens that asked, where that is so.
 
     Unique numbers take a radix sort: four passes over 8-byte numbers, each read and written (assumed). Fetched rows
@@ -78,7 +78,8 @@ def _spread(place: Place, model, m: Num, access: Access, rows: Moved) -> list[Op
         return []
     on = 1.0 if access.deduplicate else np.where(np.asarray(access.cache_bytes) > 0, 1.0, 0.0)[()]
     n, each = n_rows(model), row_bytes_per_token(model)
-    held = np.maximum(access.cache_bytes / len(model.engram_layers), m * rows.distinct_share * each)
+    different = m * distinct_share(model, access.exponent, m)
+    held = np.maximum(access.cache_bytes / len(model.engram_layers), different * each)
     shape = {"lookups": m * n, "row_bytes": each / n, "table_bytes": held}
     spread = operator(
         "gather", "engram_spread", "bf16", shape, variant="hbm", part=place.part, block=place.block,

@@ -38,11 +38,9 @@ EVERY = Access()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """Of the rows that each table is asked for by a batch: ``distinct_share`` different ones (over lookups),
-    ``hit_rate`` of lookups that the cache in HBM answers, ``host_hit_rate`` that the host's cache
-    answers behind it, and ``fetched``, the rows fetched per lookup, by tier."""
+    """Of the rows that each table is asked for by a batch: ``hit_rate`` of lookups that the cache in HBM answers,
+    ``host_hit_rate`` that the host's cache answers behind it, and ``fetched``, the rows fetched per lookup, by tier."""
 
-    distinct_share: Num = 1.0
     hit_rate: Num = 0.0
     host_hit_rate: Num = 0.0
     fetched: dict[str, Num] = field(default_factory=dict)
@@ -78,8 +76,12 @@ def moved_rows(model, given: Access, n_tokens: Num, tier: str) -> Moved:
     if on_host:
         far = past(np.maximum(near, below))
         fetched = {"host": fetched[tier] - far, tier: far}
-    share = zipf.distinct_share(law, n_tokens)
-    return Moved(distinct_share=share, hit_rate=near_hits, host_hit_rate=host_hits, fetched=fetched)
+    return Moved(hit_rate=near_hits, host_hit_rate=host_hits, fetched=fetched)
+
+
+def distinct_share(model, exponent: Num, n_tokens: Num) -> Num:
+    """Different rows of a table among ``n_tokens`` lookups, over their number."""
+    return zipf.distinct_share(zipf.rows(model.engram_rows, exponent), n_tokens)
 
 
 def touched_share(model, exponent: Num, n_tokens: Num) -> Num:
