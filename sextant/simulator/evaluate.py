@@ -51,7 +51,7 @@ class TimedStep:
     step: Step
     ops: tuple[TimedOp, ...]
     beside: TimedStep | None = None
-    varied: Mapping[tuple[str, str], Varying] | None = None
+    varied: Mapping[tuple[str, str, str], Varying] | None = None
 
     def seconds(self, *, end: str = "seconds", where: Callable[[Op], bool] | None = None) -> Num:
         """Sum of one occurrence of each operator that ``where`` accepts; ``end`` is seconds, low or high."""
@@ -121,18 +121,18 @@ class TimedStep:
             sums[key] = sums.get(key, 0.0) + timed.op.count * getattr(timed.time, end)
         return sums
 
-    def varying(self) -> dict[tuple[str, str], Varying]:
-        """What differs from device to device in one occurrence of each part, keyed by (part, phase)."""
+    def varying(self) -> dict[tuple[str, str, str], Varying]:
+        """What differs from device to device in one occurrence of each part, keyed by (part, block, phase)."""
         if self.varied is not None:
             return dict(self.varied)
-        sums: dict[tuple[str, str], Varying] = {}
+        sums: dict[tuple[str, str, str], Varying] = {}
         for timed in self.ops:
             if is_compute(timed.op):
                 one = Varying(
                     clock_s=timed.seconds if timed.op.kind in _CLOCKED else 0.0,
                     experts_s=timed.seconds if timed.op.follows == "experts" else 0.0,
                 )
-                key = (timed.op.part, timed.op.phase)
+                key = (timed.op.part, timed.op.block, timed.op.phase)
                 sums[key] = sums.get(key, Varying()) + one
         return sums
 

@@ -56,20 +56,26 @@ class Varying:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How unequal the ``n_devices`` are that wait for one another."""
+    """How unequal the ``n_devices`` are that wait for one another, in groups of ``n_exchanging`` that exchange tokens.
+
+    What routing draws anew in every pass is waited for inside a group alone: over many passes all groups draw alike.
+    """
 
     n_devices: Num
+    n_exchanging: Num
     clock_spread: Num
     routing_spread: Num
 
     def waits_s(self, layers: Iterable[Varying]) -> Num:
-        """Seconds by which the slowest device is expected to take longer than the mean one over ``layers``.
+        """Seconds by which the slowest device is expected to take longer than the mean one over ``layers``, which it
+        goes through without meeting the others in between.
 
         A chip's clock is the same in all of them, so its deviations add; the tokens of its experts are drawn anew in
-        each, so theirs add in squares. Exactly 0 where all devices are alike.
+        each, so theirs add in squares. Exactly 0 where all devices are alike; within 7% of drawn groups where both
+        spreads count.
         """
         clock, routing = self._variances((1.0, layer) for layer in layers)
-        return slowest(self.n_devices) * np.sqrt(clock + routing)
+        return np.sqrt(np.square(slowest(self.n_devices)) * clock + np.square(slowest(self.n_exchanging)) * routing)
 
     def lasting_s(self, layers: Iterable[tuple[Num, Varying]]) -> Num:
         """Standard deviation of what a device takes longer in every pass of ``layers``, given with their numbers.

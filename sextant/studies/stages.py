@@ -231,43 +231,58 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
 def pace_of(scenario: Scenario) -> Pace:
     """All devices that hold a stage wait for one another: in each layer that exchanges tokens, else at the end."""
     plan = scenario.plan
+    n_devices = plan.tensor * plan.context * plan.data
     return Pace(
-        n_devices=plan.tensor * plan.context * plan.data, clock_spread=scenario.cluster.device.clock_spread,
-        routing_spread=scenario.load.routing_spread,
+        n_devices=n_devices, n_exchanging=np.minimum(plan.expert, n_devices),
+        clock_spread=scenario.cluster.device.clock_spread, routing_spread=scenario.load.routing_spread,
     )  # fmt: skip
 
 
 def lasting_s(scenario: Scenario, timed: TimedStep) -> Num:
     """Standard deviation over the devices of the seconds that a whole step of a mean stage takes, for their clocks."""
     plan, load = scenario.plan, scenario.load
-    varying = (timed.beside or timed).varying()
+    waits = _Waits(pace=pace_of(scenario), varying=(timed.beside or timed).varying())
     layers: list[tuple[Num, Varying]] = []
-    phases = ("forward", "backward_input", "backward_weight")
     for part, n in timed.step.layers.items():
-        forward, inputs, weights = (varying.get((part, phase), Varying()) for phase in phases)
-        layers += [(n / plan.pipeline, forward), (n / plan.pipeline, inputs + weights)]
-    return load.batch / (plan.data * plan.micro_batch) * pace_of(scenario).lasting_s(layers)
+        layers += [(n / plan.pipeline, waits.of(part, "forward")), (n / plan.pipeline, waits.backward(part))]
+    return load.batch / (plan.data * plan.micro_batch) * waits.pace.lasting_s(layers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Waits:
-    """What chunks wait for the slowest device that holds them."""
+    """What chunks wait for the slowest device that holds them; ``varying`` as ``TimedStep.varying`` finds it."""
 
-    pace: Pace
-    varying: Mapping[tuple[str, str], Varying]
+    def __init__(self, pace: Pace, varying: Mapping[tuple[str, str, str], Varying]) -> None:
+        self.pace = pace
+        # What a layer does between two exchanges: the experts, and all else.
+        self._pieces: dict[tuple[str, str], list[Varying]] = {}
+        for (part, block, phase), each in varying.items():
+            pieces = self._pieces.setdefault((part, phase), [Varying(), Varying()])
+            pieces[block == "mlp"] += each
 
     def alone_s(self, chunk: Chunk, phase: str) -> Num:
-        return self.pace.waits_s(self._of(part, phase) for part in chunk)
+        """Of a chunk that nothing overlaps: devices meet in every exchange, before and after the experts. A weight
+        gradient exchanges nothing."""
+        if phase == "backward_weight":
+            return self.pace.waits_s(self.of(part, phase) for part in chunk)
+        return sum((self.pace.waits_s([piece]) for part in chunk for piece in self._of(part, phase)), 0.0)
 
     def pair_s(self, chunks: tuple[Chunk, Chunk]) -> Num:
+        """Of two that overlap: a device that comes late to an exchange computes the other chunk meanwhile, so that the
+        slowest over the whole pair sets its pace (played device by device in the tests)."""
         forward, backward = chunks
-        layers = [self._of(part, "forward") for part in forward]
-        # Both gradients of a layer are of the same tokens.
-        layers += [self._of(part, "backward_input") + self._of(part, "backward_weight") for part in backward]
-        return self.pace.waits_s(layers)
+        return self.pace.waits_s([*(self.of(part, "forward") for part in forward), *map(self.backward, backward)])
 
-    def _of(self, part: str, phase: str) -> Varying:
-        return self.varying.get((part, phase), Varying())
+    def backward(self, part: str) -> Varying:
+        """Both gradients of a layer, which are of the same tokens."""
+        return self.of(part, "backward_input") + self.of(part, "backward_weight")
+
+    def of(self, part: str, phase: str) -> Varying:
+        """A whole layer."""
+        first, second = self._of(part, phase)
+        return first + second
+
+    def _of(self, part: str, phase: str) -> Sequence[Varying]:
+        return self._pieces.get((part, phase), (Varying(), Varying()))
 
 
 def _add_pairs(
