@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sextant.simulator.des import Span
 from sextant.simulator.schedule import Work, instructions, stages_of_ranks
 from sextant.simulator.types import Num
+
+Array = NDArray[np.float64]
 
 #: A rank that holds no more with twice the micro-batches never will: lists of this many per rank show all it holds.
 _MICRO_BATCHES_PER_RANK = 4
@@ -119,25 +122,47 @@ def timeline(
     return rows
 
 
-def _largest(found: Sequence[State], stages: Sequence[StageBytes], scale: Num = 1.0) -> tuple[Num, Num]:
+def _largest(found: _Table, stages: Sequence[StageBytes], scale: Num = 1.0) -> tuple[Num, Num]:
     """Activations and working sets of the state that holds most, per point; ``scale`` multiplies the activations."""
-    pairs = [state_bytes(state, stages) for state in found]
-    activations = np.stack(np.broadcast_arrays(*(scale * pair[0] for pair in pairs), scale * pairs[0][0])[:-1])
-    working = np.stack(np.broadcast_arrays(*(pair[1] for pair in pairs), activations[0])[:-1])
-    activations = np.stack(np.broadcast_arrays(*activations, working[0])[:-1])
+    names = ("kept", "operands", "forward", "backward", "weight")
+    shape = np.broadcast_shapes(np.shape(scale), *(np.shape(getattr(each, name)) for each in stages for name in names))
+    column = (-1, *(1,) * len(shape))
+    activations: Num = 0.0
+    for i, stage in enumerate(stages):
+        kept, operands = found.kept[:, i].reshape(column), found.operands[:, i].reshape(column)
+        activations = activations + (kept * stage.kept + operands * stage.operands)
+    activations = np.broadcast_to(scale * activations, (len(found.runs), *shape))
+    working: Num = 0.0
+    for name, at in zip(names[2:], found.runs.T, strict=True):
+        # The last row is of the states in which no such chunk runs.
+        rows = np.zeros((len(stages) + 1, *shape))
+        for i, stage in enumerate(stages):
+            rows[i] = getattr(stage, name)
+        working = working + rows[at]
     best = np.argmax(activations + working, axis=0)[None, ...]
     return np.take_along_axis(activations, best, axis=0)[0][()], np.take_along_axis(working, best, axis=0)[0][()]
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """States, a row each: micro-batches kept, and operands alone, (n_states, n_stages); what runs, (n_states, 3)."""
+
+    kept: Array
+    operands: Array
+    runs: NDArray[np.intp]
+
+
 @lru_cache(maxsize=4096)
-def _distinct(schedule: str, rank: int, n_ranks: int, n_micro_batches: int, virtual_stages: int) -> tuple[State, ...]:
+def _distinct(schedule: str, rank: int, n_ranks: int, n_micro_batches: int, virtual_stages: int) -> _Table:
     """The states of a rank of which none holds less of everything than another with the same chunks running."""
     held = stages_of_ranks(schedule, n_ranks, virtual_stages)[rank]
     found = list(dict.fromkeys(states(instructions(schedule, rank, n_ranks, n_micro_batches, virtual_stages), held)))
     groups: dict[tuple[int, int, int], list[State]] = {}
     for state in found:
         groups.setdefault(state.runs, []).append(state)
-    return tuple(state for group in groups.values() for state in _undominated(group))
+    rest = [state for group in groups.values() for state in _undominated(group)]
+    kept, operands, runs = (np.array([getattr(state, name) for state in rest]) for name in ("kept", "operands", "runs"))
+    return _Table(kept=kept, operands=operands, runs=runs)
 
 
 def _undominated(group: Sequence[State]) -> list[State]:
@@ -151,7 +176,7 @@ def _grows(schedule: str, rank: int, n_ranks: int, virtual_stages: int) -> bool:
     """Whether a rank holds more the more micro-batches there are, as under GPipe."""
     most = _MICRO_BATCHES_PER_RANK * n_ranks
     few, many = (
-        max(sum(s.kept) + sum(s.operands) for s in _distinct(schedule, rank, n_ranks, m, virtual_stages))
-        for m in (most // 2, most)
+        (table.kept.sum(axis=1) + table.operands.sum(axis=1)).max()
+        for table in (_distinct(schedule, rank, n_ranks, m, virtual_stages) for m in (most // 2, most))
     )
-    return many > few
+    return bool(many > few)

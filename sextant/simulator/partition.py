@@ -2,73 +2,97 @@
 
 from __future__ import annotations
 
-import functools
-from itertools import accumulate, pairwise
-from math import inf
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
 
 
-@functools.lru_cache(maxsize=4096)
-def balance(costs: tuple[float, ...], n_stages: int, ranks: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+@lru_cache(maxsize=8192)
+def balance(costs: tuple[int, ...], n_stages: int, ranks: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     """Boundaries ``(0, ..., len(costs))`` of ``n_stages`` consecutive runs of layers, none empty.
 
-    ``ranks`` lists which stages share a device: one each for most schedules, ``(r, n-1-r)`` for DualPipe, interleaved
-    chunks for virtual stages. Minimises the largest rank cost, then the sum of squares of the rank and of the stage
-    costs, by moving runs of boundaries one layer at a time from the even split until nothing improves. Deterministic;
-    at least as good as the even split, not proven optimal.
+    ``costs`` are whole numbers of any unit: their sums are exact, so that ties are ties. ``ranks`` lists which stages
+    share a device: one each for most schedules, ``(r, n-1-r)`` for DualPipe, interleaved chunks for virtual stages.
+    Minimises the largest rank cost, then the sum of squares of the rank and of the stage costs, by moving runs of
+    boundaries one layer at a time from the even split until nothing improves. Deterministic; at least as good as the
+    even split, not proven optimal. ValueError if there are fewer layers than stages.
     """
     n = len(costs)
     if n < n_stages:
         raise ValueError(f"{n} layers cannot fill {n_stages} stages")
-    total = (0.0, *accumulate(costs))
-    bounds = _even(total, n, n_stages)
-    best = _score(bounds, total, ranks)
+    total = np.array([0, *accumulate(costs)])
+    bounds = _even(total, n_stages)
+    moves = _moves(n_stages)
+    next_move, quiet = 0, False
+    while True:
+        better = next((int(t) for t in _better(bounds, total, moves, np.array(ranks)) if t >= next_move), None)
+        if better is not None:
+            bounds = bounds + moves.shift[better]
+            next_move, quiet = better + 1, False
+        elif quiet:
+            return tuple(bounds.tolist())
+        else:
+            # Everything is tried once more, from the beginning.
+            next_move, quiet = 0, True
+
+
+@dataclass(frozen=True, slots=True)
+class _Moves:
+    """Every run of boundaries one layer left and right, in the order of trial: what is added to the boundaries, of
+    shape (n_moves, n_stages + 1); the stage that grows and the one that shrinks, (n_moves,) each."""
+
+    shift: Ints
+    grows: Ints
+    shrinks: Ints
+
+
+@cache
+def _moves(n_stages: int) -> _Moves:
+    runs = [(first, last) for first in range(1, n_stages) for last in range(first, n_stages)]
+    first, last = np.repeat(np.array(runs, dtype=np.int64).reshape(-1, 2), 2, axis=0).T
+    sign = np.tile(np.array([-1, 1]), len(runs))
+    boundary = np.arange(n_stages + 1)
+    inside = (first[:, None] <= boundary) & (boundary <= last[:, None])
+    right = sign > 0
+    return _Moves(
+        shift=inside * sign[:, None], grows=np.where(right, first - 1, last), shrinks=np.where(right, last, first - 1)
+    )
+
+
+def _better(bounds: Ints, total: Ints, moves: _Moves, ranks: Ints) -> Ints:
+    """The moves that lower the score of ``bounds``, in order."""
+    holder = np.empty(len(bounds) - 1, dtype=np.int64)
     # DualPipe has every stage on two ranks, which hold the same: either tells.
-    holders = {stage: rank for rank in ranks for stage in rank}
-    improved = True
-    while improved:
-        improved = False
-        for first in range(1, n_stages):
-            for last in range(first, n_stages):
-                for move in (-1, 1):
-                    # The stage that grows, and the one that shrinks.
-                    more, less = (first - 1, last) if move > 0 else (last, first - 1)
-                    if bounds[less + 1] - bounds[less] == 1:
-                        continue
-                    # Most trials overload the rank whose stage grows, which is seen without the others.
-                    grown = 0.0
-                    for s in holders[more]:
-                        a, b = bounds[s], bounds[s + 1]
-                        grown += (
-                            total[b + move if first <= s + 1 <= last else b]
-                            - total[a + move if first <= s <= last else a]
-                        )
-                    if round(grown, 9) > best[0]:
-                        continue
-                    trial = (*bounds[:first], *(b + move for b in bounds[first : last + 1]), *bounds[last + 1 :])
-                    score = _score(trial, total, ranks, best[0])
-                    if score < best:
-                        bounds, best, improved = trial, score, True
-    return bounds
+    holder[ranks] = np.arange(len(ranks))[:, None]
+    largest, squares, own = (part[0] for part in _score(np.diff(total[bounds])[None], ranks))
+    at = np.flatnonzero(np.diff(bounds)[moves.shrinks] > 1)
+    # Most moves overload the rank whose stage grows, which is seen without the others.
+    held = ranks[holder[moves.grows[at]]]
+    moved = bounds + moves.shift[at]
+    rows = np.arange(len(at))[:, None]
+    grown = (total[moved[rows, held + 1]] - total[moved[rows, held]]).sum(axis=1) <= largest
+    at, moved = at[grown], moved[grown]
+    new_largest, new_squares, new_own = _score(np.diff(total[moved], axis=1), ranks)
+    lower = (new_squares < squares) | ((new_squares == squares) & (new_own < own))
+    return at[(new_largest < largest) | ((new_largest == largest) & lower)]
 
 
-def _even(total: tuple[float, ...], n: int, n_stages: int) -> tuple[int, ...]:
+def _score(stages: Ints, ranks: Ints) -> tuple[Ints, Ints, Ints]:
+    """What ``balance`` minimises, of stage costs of shape (n_trials, n_stages)."""
+    loads = stages if ranks.shape[1] == 1 else stages[:, ranks].sum(axis=2)
+    return loads.max(axis=1), np.square(loads).sum(axis=1), np.square(stages).sum(axis=1)
+
+
+def _even(total: Ints, n_stages: int) -> Ints:
     """Boundaries at equal shares of the total cost, pushed apart where that would leave a stage empty."""
+    n = len(total) - 1
     bounds = [0]
     for stage in range(1, n_stages):
-        share = total[-1] * stage / n_stages
-        nearest = min(range(n + 1), key=lambda i: abs(total[i] - share))
+        nearest = int(np.argmin(np.abs(total - total[-1] * stage / n_stages)))
         bounds.append(min(max(nearest, bounds[-1] + 1), n - (n_stages - stage)))
-    return (*bounds, n)
-
-
-def _score(
-    bounds: tuple[int, ...], total: tuple[float, ...], ranks: tuple[tuple[int, ...], ...], most: float = inf
-) -> tuple[float, float, float]:
-    """What ``balance`` minimises; its last two parts are not looked at where the first is above ``most``."""
-    stages = [total[b] - total[a] for a, b in pairwise(bounds)]
-    loads = stages if len(ranks[0]) == 1 else [sum([stages[s] for s in rank]) for rank in ranks]
-    # Rounding keeps the order of trials from deciding between scores that differ by summation error alone.
-    largest = round(max(loads), 9)
-    if largest > most:
-        return largest, 0.0, 0.0
-    return largest, round(sum([x * x for x in loads]), 9), round(sum([x * x for x in stages]), 9)
+    return np.array([*bounds, n])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import log_ndtr, ndtri
@@ -54,7 +55,7 @@ class Varying:
         return Varying(clock_s=self.clock_s + other.clock_s, experts_s=self.experts_s + other.experts_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Pace:
     """How unequal the ``n_devices`` are that wait for one another, in groups of ``n_exchanging`` that exchange tokens.
 
@@ -75,7 +76,8 @@ class Pace:
         spreads count.
         """
         clock, routing = self._variances((1.0, layer) for layer in layers)
-        return np.sqrt(np.square(slowest(self.n_devices)) * clock + np.square(slowest(self.n_exchanging)) * routing)
+        of_all, of_group = self._slowest_squared
+        return np.sqrt(of_all * clock + of_group * routing)
 
     def lasting_s(self, layers: Iterable[tuple[Num, Varying]]) -> Num:
         """Standard deviation of what a device takes longer in every pass of ``layers``, given with their numbers.
@@ -86,6 +88,10 @@ class Pace:
         clock, routing = self._variances(layers)
         deviation = np.sqrt(clock + routing)
         return np.divide(clock, deviation, out=np.zeros_like(deviation), where=deviation > 0.0)
+
+    @cached_property
+    def _slowest_squared(self) -> tuple[Num, Num]:
+        return np.square(slowest(self.n_devices)), np.square(slowest(self.n_exchanging))
 
     def _variances(self, layers: Iterable[tuple[Num, Varying]]) -> tuple[Num, Num]:
         """Of the seconds of ``layers``, by the clock and by the routing."""

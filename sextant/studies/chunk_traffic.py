@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -47,14 +48,17 @@ def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved | None:
         return None
     plan, cluster = scenario.plan, scenario.cluster
     node_size = next(iter(cluster.tiers.values())).n_devices
+    counts_of = cache(_counts)
     # All chunks that any layout has, a row each, are one evaluation: they hold other numbers of the same layers.
-    held = list(dict.fromkeys(_counts(chunk) for each in stages.all() for chunk in each.chunks))
+    held = list(dict.fromkeys(counts_of(chunk) for each in stages.all() for chunk in each.chunks))
     parts = dict.fromkeys(part for counts in held for part, _ in counts)
     layers = {part: np.array([[dict(counts).get(part, 0.0)] for counts in held]) for part in parts}
     messages = chunk_messages(scenario.model, plan, layers, node_size)
 
+    on_stages = [stages.pick(lambda each, i=i: counts_of(each.chunks[i])) for i in range(stages.n_stages)]
+
     def of_stages(seconds: Callable[[Counts], Num]) -> list[Num]:
-        return [stages.pick(lambda each, i=i: _counts(each.chunks[i]), seconds) for i in range(stages.n_stages)]
+        return [each.of(seconds) for each in on_stages]
 
     rows = {phase: _seconds(ops, scenario, len(held)) for phase, ops in messages.items()}
     phases = {phase: of_stages(lambda counts, found=found: found[held.index(counts)]) for phase, found in rows.items()}

@@ -24,20 +24,18 @@ def early(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts, times:
     alone = _layers(timed)
     again = remade_s(timed)
     made = cache(lambda chunk: sum((again.get(part, 0.0) for part in chunk), 0.0))
-    waits = [stages.pick(lambda each, i=i: each.chunks[i], made) for i in range(stages.n_stages)]
+    waits = [stages.pick(lambda each, i=i: each.chunks[i]).of(made) for i in range(stages.n_stages)]
     later = [0.0, *waits[:-1]]
     leads: dict[tuple[str, int, int], tuple[Num, Num]] = {}
     for b in range(stages.n_stages):
-        weights = stages.pick(lambda each, b=b: each.chunks[b][0], lambda part: alone[part].attention_w)
+        weights = stages.pick(lambda each, b=b: each.chunks[b][0]).of(lambda part: alone[part].attention_w)
         leads["B", -1, b], leads["BW", -1, b] = (0.0, later[b]), (0.0, weights + later[b])
     if timed.beside is not None:
         beside = _layers(timed.beside)
         found = cache(lambda chunks: pair_leads_s(chunks[0], chunks[1], beside))
         for f, b in times.pair:
-            forward, backward = (
-                stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), lambda pair, i=i: found(pair)[i])
-                for i in range(2)
-            )
+            held = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]))
+            forward, backward = (held.of(lambda pair, i=i: found(pair)[i]) for i in range(2))
             leads["FB", f, b] = forward, backward + later[b]
     return replace(times, leads=leads)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from sextant.simulator.capacity import CONTEXT_BYTES, FRAGMENTATION_SHARE, Capac
 from sextant.simulator.occupancy import StageBytes
 from sextant.simulator.pipeline import PipelineRun
 from sextant.simulator.types import Num, Scenario, Step
-from sextant.studies.stages import Chunk, Layouts, Stages
+from sextant.studies.stages import Chunk, Layouts, Picked, Stages
 from sextant.workloads import buffers, residency, workspace
 
 #: Where a part of the state lies unless ``plan.placement`` says otherwise, by the name that placement gives it.
@@ -78,29 +78,22 @@ def rank_memories(scenario: Scenario, stages: Stages | Layouts, operands: Operan
     sizes = _sizes(scenario, operands)
     found: list[RankMemory] = []
     for rank, places in enumerate(stages.ranks):
-        of_rank = cache(lambda held, rank=rank, places=places: _rank_memory(sizes, stages, rank, places, held))
+        of_rank = partial(_rank_memory, sizes, stages, rank, places)
         # Layouts differ in few ranks, and two of them often agree on what a rank holds.
-        found.append(_picked(stages, lambda each, places=places: tuple(each.chunks[i] for i in places), of_rank))
+        held = stages.pick(lambda each, places=places: tuple(each.chunks[i] for i in places))
+        found.append(_picked(held, of_rank))
     return found
 
 
-def _picked(
-    stages: Stages | Layouts, key: Callable[[Stages], tuple[Chunk, ...]],
-    of_rank: Callable[[tuple[Chunk, ...]], RankMemory],
-) -> RankMemory:  # fmt: skip
-    """The memory of what ``key`` finds in each point's layout."""
-    if isinstance(stages, Stages):
-        return of_rank(key(stages))
-    each = [of_rank(key(choice)) for choice in stages.choices]
+def _picked(held: Picked[tuple[Chunk, ...]], of_rank: Callable[[tuple[Chunk, ...]], RankMemory]) -> RankMemory:
+    """The memory of a rank on which points hold different chunks."""
+    found = {chunks: of_rank(chunks) for chunks in held.distinct}
 
-    def tier(which: str) -> Parts:
-        parts = dict.fromkeys(name for one in each for name in getattr(one, which))
-        return {
-            name: stages.pick(key, lambda held, name=name: getattr(of_rank(held), which).get(name, 0.0))
-            for name in parts
-        }
+    def tier(of: Callable[[RankMemory], Mapping[str, Num]]) -> Parts:
+        names = dict.fromkeys(name for each in found.values() for name in of(each))
+        return {name: held.of(lambda chunks, name=name: of(found[chunks]).get(name, 0.0)) for name in names}
 
-    return RankMemory(hbm=tier("hbm"), host=tier("host"))
+    return RankMemory(hbm=tier(lambda each: each.hbm), host=tier(lambda each: each.host))
 
 
 def _rank_memory(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,26 @@ from sextant.simulator.spread import Pace, Varying
 from sextant.simulator.types import Num, Scenario
 from sextant.workloads import parameters
 
-#: Layers are balanced over stages by their time in steps of this share of the longest layer.
-_COST_STEP = 0.05
+#: Layers are balanced over stages by their time in steps, so many to the longest layer.
+_COST_STEPS = 20
 
 Chunk = tuple[str, ...]
 Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picked(Generic[Key]):
+    """What was found in the layouts of all points: point i has ``distinct[which[i]]``, or all have the only one."""
+
+    distinct: tuple[Key, ...]
+    which: NDArray[np.intp] | None = None
+
+    def of(self, value: Callable[[Key], Num]) -> Num:
+        """``value`` of what each point has; called once for each thing found."""
+        if self.which is None:
+            return value(self.distinct[0])
+        rows = np.stack([np.broadcast_to(value(each), self.which.shape) for each in self.distinct])
+        return rows[self.which, np.arange(len(self.which))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +66,9 @@ class Stages:
         """The layouts that any point has: this one."""
         return (self,)
 
-    def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
-        """``seconds`` of what ``key`` finds in the layout, such as the chunk of a stage."""
-        return seconds(key(self))
+    def pick(self, key: Callable[[Stages], Key]) -> Picked[Key]:
+        """What ``key`` finds in the layout, such as the chunk of a stage."""
+        return Picked(distinct=(key(self),))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +102,12 @@ class Layouts:
         """The layout of a point."""
         return self.choices[int(self.which[point])]
 
-    def pick(self, key: Callable[[Stages], Key], seconds: Callable[[Key], Num]) -> Num:
-        """``seconds`` of what ``key`` finds in each point's layout; called once for each thing found."""
+    def pick(self, key: Callable[[Stages], Key]) -> Picked[Key]:
+        """What ``key`` finds in each point's layout."""
         keys = [key(choice) for choice in self.choices]
-        distinct = list(dict.fromkeys(keys))
-        if len(distinct) == 1:
-            return seconds(distinct[0])
-        rows = np.stack([np.broadcast_to(seconds(each), self.which.shape) for each in distinct])
-        at = np.array([distinct.index(each) for each in keys])[self.which]
-        return rows[at, np.arange(len(at))]
+        distinct = {each: i for i, each in enumerate(dict.fromkeys(keys))}
+        which = np.array([distinct[each] for each in keys])[self.which] if len(distinct) > 1 else None
+        return Picked(distinct=tuple(distinct), which=which)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +162,8 @@ def layouts(scenario: Scenario, timed: TimedStep, n_points: int) -> Iterator[tup
         yield np.sort(np.concatenate(indices)), stages
 
 
-def _part_costs(scenario: Scenario, timed: TimedStep, n_points: int) -> tuple[list[str], NDArray[np.float64]]:
-    """Seconds of one occurrence of each part, relative to the longest layer and rounded, shape (n_points, n_parts).
+def _part_costs(scenario: Scenario, timed: TimedStep, n_points: int) -> tuple[list[str], NDArray[np.int64]]:
+    """Time of one occurrence of each part, in whole steps of the longest layer's, shape (n_points, n_parts).
 
     What overlapped chunks hide is not counted. Rounding keeps small changes from moving layers.
     """
@@ -164,10 +176,10 @@ def _part_costs(scenario: Scenario, timed: TimedStep, n_points: int) -> tuple[li
         columns[part] = times.forward_s + times.backward_input_s + times.backward_weight_s - messages
     costs = np.stack([np.broadcast_to(np.asarray(c, dtype=float), (n_points,)) for c in columns.values()], axis=1)
     longest = np.max(costs[:, [part.endswith("layer") for part in columns]], axis=1, keepdims=True)
-    return list(columns), np.round(costs / longest / _COST_STEP) * _COST_STEP
+    return list(columns), np.rint(costs / longest * _COST_STEPS).astype(np.int64)
 
 
-def partition(scenario: Scenario, units: tuple[Chunk, ...], costs: tuple[tuple[str, float], ...]) -> Stages:
+def partition(scenario: Scenario, units: tuple[Chunk, ...], costs: tuple[tuple[str, int], ...]) -> Stages:
     """Layers on stages: as ``plan.layers_per_stage`` says, or balanced by ``costs`` per part over the ranks.
 
     ``units`` (``parameters.units``) says what a cut may not separate.
@@ -181,7 +193,7 @@ def partition(scenario: Scenario, units: tuple[Chunk, ...], costs: tuple[tuple[s
 @lru_cache(maxsize=8192)
 def _partition(
     name: str, pipeline: int, virtual: int, layers_per_stage: tuple[float, ...], units: tuple[Chunk, ...],
-    costs: tuple[tuple[str, float], ...],
+    costs: tuple[tuple[str, int], ...],
 ) -> Stages:  # fmt: skip
     ranks = schedule.stages_of_ranks(name, pipeline, virtual)
     n_stages = min(schedule.n_stages(name, pipeline, virtual), len(units))
@@ -192,7 +204,7 @@ def _partition(
         cuts[-1] = len(units)
     else:
         each = dict(costs)
-        sums = tuple(round(sum(each[part] for part in unit), 6) for unit in units)
+        sums = tuple(sum(each[part] for part in unit) for unit in units)
         cuts = list(balance(sums, n_stages, ranks))
     runs = [units[a:b] for a, b in pairwise(cuts)]
     return Stages(chunks=tuple(tuple(p for unit in run for p in unit) for run in runs), ranks=ranks)
@@ -208,14 +220,16 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
     pace = pace_of(scenario)
     waits = _Waits(pace=pace, varying=timed.varying())
 
+    held = [stages.pick(lambda each, i=i: each.chunks[i]) for i in range(stages.n_stages)]
+
     def of_chunks(phase: str) -> list[Num]:
         # Most stages hold the same layers.
         seconds = cache(lambda chunk: alone_s(chunk, alone, phase + "_s") + waits.alone_s(chunk, phase))
-        return [stages.pick(lambda each, i=i: each.chunks[i], seconds) for i in range(stages.n_stages)]
+        return [each.of(seconds) for each in held]
 
     def messages(phase: str) -> list[Num]:
         seconds = cache(lambda chunk: alone_s(chunk, alone, phase))
-        return [stages.pick(lambda each, i=i: each.chunks[i], seconds) for i in range(stages.n_stages)]
+        return [each.of(seconds) for each in held]
 
     times = ChunkTimes(
         forward=of_chunks("forward"), backward_input=of_chunks("backward_input"),
@@ -302,8 +316,8 @@ def _add_pairs(
     whole = cache(lambda chunks: pair_s(chunks[0], chunks[1], beside) + waits.pair_s(chunks))
     exposed = cache(lambda chunks: pair_exposed_s(chunks[0], chunks[1], beside) + waits.pair_s(chunks))
     for f, b in pairs:
-        times.pair[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), whole)
-        times.pair_exposed[f, b] = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]), exposed)
+        held = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]))
+        times.pair[f, b], times.pair_exposed[f, b] = held.of(whole), held.of(exposed)
 
 
 def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:

@@ -16,7 +16,7 @@ def loads(bounds, costs, ranks):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(0.1, 4), min_size=6, max_size=30), st.integers(1, 6))
+@given(st.lists(st.integers(1, 40), min_size=6, max_size=30), st.integers(1, 6))
 def test_every_layer_lies_on_one_stage(costs, n_stages):
     """Boundaries rise from 0 to the number of layers, no stage is empty, nothing beats the average."""
     ranks = tuple((s,) for s in range(n_stages))
@@ -24,24 +24,24 @@ def test_every_layer_lies_on_one_stage(costs, n_stages):
     assert bounds[0] == 0
     assert bounds[-1] == len(costs)
     assert all(a < b for a, b in pairwise(bounds))
-    assert max(loads(bounds, costs, ranks)) >= sum(costs) / n_stages - 1e-9
+    assert max(loads(bounds, costs, ranks)) >= sum(costs) / n_stages
 
 
 def test_equal_layers_are_divided_equally():
     """32 layers on 8 stages are 4 each."""
-    bounds = balance((1.0,) * 32, 8, tuple((s,) for s in range(8)))
+    bounds = balance((1,) * 32, 8, tuple((s,) for s in range(8)))
     assert [b - a for a, b in pairwise(bounds)] == [4] * 8
 
 
 def test_dualpipe_balances_pairs_of_stages():
     """A heavy last stage is made up for by a light first one on the same rank."""
-    costs = (1.0,) * 14 + (3.0,)
+    costs = (1,) * 14 + (3,)
     ranks = ((0, 3), (1, 2), (2, 1), (3, 0))
     bounds = balance(costs, 4, ranks)
-    assert max(loads(bounds, costs, ranks)) == pytest.approx(9.0)
+    assert max(loads(bounds, costs, ranks)) == 9
 
 
 def test_more_stages_than_layers_is_an_error_of_the_caller():
     """The plan's limits say so before anyone asks."""
     with pytest.raises(ValueError, match="cannot fill"):
-        balance((1.0, 1.0), 3, ((0,), (1,), (2,)))
+        balance((1, 1), 3, ((0,), (1,), (2,)))
