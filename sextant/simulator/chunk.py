@@ -87,9 +87,10 @@ def layer_times(table: Table, part: str) -> LayerTimes:
     )  # fmt: skip
 
 
-def alone_s(chunk: Sequence[str], layers: Mapping[str, LayerTimes], phase: str) -> Num:
-    """Seconds of a chunk that nothing overlaps; ``phase`` is forward_s, backward_input_s or backward_weight_s."""
-    return sum((getattr(layers[part], phase) for part in chunk), 0.0)
+def alone_s(counts: Mapping[str, Num], layers: Mapping[str, LayerTimes], phase: str) -> Num:
+    """Seconds of a chunk with so many layers of each part that nothing overlaps; ``phase`` is forward_s,
+    backward_input_s or backward_weight_s."""
+    return sum((n * getattr(layers[part], phase) for part, n in counts.items()), 0.0)
 
 
 def pair_tasks(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> list[Task]:

@@ -238,6 +238,14 @@ def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, 
     return {name: value / total for name, value in sorted(sums.items())}
 
 
+def seconds_of(step: Step, cluster: Cluster) -> Num:
+    """Seconds of every operator of ``step``, one after the other; equal points are timed once."""
+    found = distinct_points(step, cluster)
+    if found is None:
+        return time_ops(step, cluster).seconds()
+    return np.asarray(time_ops(found[0], cluster).seconds())[found[1]]
+
+
 def distinct_points(step: Step, cluster: Cluster) -> tuple[Step, NDArray[np.intp]] | None:
     """The step of the points that differ, and for each point (in the points' shape) which of these it is.
 

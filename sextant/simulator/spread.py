@@ -67,15 +67,15 @@ class Pace:
     clock_spread: Num
     routing_spread: Num
 
-    def waits_s(self, layers: Iterable[Varying]) -> Num:
-        """Seconds by which the slowest device is expected to take longer than the mean one over ``layers``, which it
-        goes through without meeting the others in between.
+    def waits_s(self, layers: Iterable[tuple[Num, Varying]]) -> Num:
+        """Seconds by which the slowest device is expected to take longer than the mean one over ``layers``, given with
+        their numbers, which it goes through without meeting the others in between.
 
         A chip's clock is the same in all of them, so its deviations add; the tokens of its experts are drawn anew in
         each, so theirs add in squares. Exactly 0 where all devices are alike; within 7% of drawn groups where both
         spreads count.
         """
-        clock, routing = self._variances((1.0, layer) for layer in layers)
+        clock, routing = self._variances(layers)
         of_all, of_group = self._slowest_squared
         return np.sqrt(of_all * clock + of_group * routing)
 

@@ -7,22 +7,18 @@ network with the exchange of experts and follow it; copies to the host have a li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
-from sextant.simulator.evaluate import TimedStep
+from sextant.simulator.evaluate import TimedStep, seconds_of
 from sextant.simulator.kernels import estimate, operator
-from sextant.simulator.types import Num, Op, Scenario
+from sextant.simulator.types import Cluster, Num, Op, Scenario, Step
 from sextant.studies.early_sends import early
-from sextant.studies.stages import Chunk, ChunkTimes, Layouts, Stages, chunk_times
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times
 from sextant.workloads import residency
 from sextant.workloads.ops.optimizer import chunk_messages
-
-#: How many layers of each part a chunk holds, by the part's name.
-Counts = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +44,13 @@ def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved | None:
         return None
     plan, cluster = scenario.plan, scenario.cluster
     node_size = next(iter(cluster.tiers.values())).n_devices
-    counts_of = cache(_counts)
-    # All chunks that any layout has, a row each, are one evaluation: they hold other numbers of the same layers.
-    held = list(dict.fromkeys(counts_of(chunk) for each in stages.all() for chunk in each.chunks))
-    parts = dict.fromkeys(part for counts in held for part, _ in counts)
-    layers = {part: np.array([[dict(counts).get(part, 0.0)] for counts in held]) for part in parts}
+    held = [stages.counts(i) for i in range(stages.n_stages)]
+    # All stages, a row each, are one evaluation: they hold other numbers of the same layers.
+    layers = {part: _rows([counts.get(part, 0.0) for counts in held]) for counts in held for part in counts}
     messages = chunk_messages(scenario.model, plan, layers, node_size)
-
-    on_stages = [stages.pick(lambda each, i=i: counts_of(each.chunks[i])) for i in range(stages.n_stages)]
-
-    def of_stages(seconds: Callable[[Counts], Num]) -> list[Num]:
-        return [each.of(seconds) for each in on_stages]
-
-    rows = {phase: _seconds(ops, scenario, len(held)) for phase, ops in messages.items()}
-    phases = {phase: of_stages(lambda counts, found=found: found[held.index(counts)]) for phase, found in rows.items()}
-    copies = {way: of_stages(lambda counts, way=way: _copy_s(scenario, counts, way)) for way in ("d2h", "h2d")}
-    return Moved(**phases, out=copies["d2h"], back=copies["h2d"])
+    phases = {phase: _by_row(_seconds(ops, cluster), len(held)) for phase, ops in messages.items()}
+    out, back = ([_copy_s(scenario, counts, way) for counts in held] for way in ("d2h", "h2d"))
+    return Moved(**phases, out=out, back=back)
 
 
 def ends_s(moves: Moved | None, stages: Stages | Layouts) -> Num:
@@ -105,28 +92,31 @@ def beside(times: ChunkTimes, moves: Moved) -> ChunkTimes:
     )  # fmt: skip
 
 
-def _seconds(ops: Sequence[Op], scenario: Scenario, n_rows: int) -> Sequence[Num]:
-    """Seconds of all ``ops``, whose sizes have a row per chunk and a column per point: of each row those per point."""
-    total = np.asarray(sum((op.count * estimate(op, scenario.cluster).seconds for op in ops), 0.0))
-    if total.ndim < 2:
-        return n_rows * [total[()]]
-    return [row if len(row) > 1 else row[0] for row in total]
+def _rows(values: Sequence[Num]) -> Num:
+    """A row per value, with a column per point."""
+    return np.stack(np.broadcast_arrays(*(np.atleast_1d(value) for value in values)))
 
 
-def _copy_s(scenario: Scenario, counts: Counts, direction: str) -> Num:
+def _seconds(ops: Sequence[Op], cluster: Cluster) -> Num:
+    return seconds_of(Step(phase="training", ops=tuple(ops), n_tokens=0.0, layers={}), cluster) if ops else 0.0
+
+
+def _by_row(seconds: Num, n_rows: int) -> list[Num]:
+    """The seconds of every row: one number, or one per point."""
+    if np.ndim(seconds) < 2:
+        return n_rows * [seconds]
+    return [row if len(row) > 1 else row[0] for row in np.asarray(seconds)]
+
+
+def _copy_s(scenario: Scenario, counts: Mapping[str, Num], direction: str) -> Num:
     """Seconds in which a chunk's kept activations go to the host, or come back; 0 where they stay."""
     if scenario.plan.placement.get("activations", "hbm") != "host":
         return 0.0
     kept = residency.activation_bytes(scenario.model, scenario.plan, scenario.load)
-    size = sum((n * kept[part] for part, n in counts), 0.0)
+    size = sum((n * kept[part] for part, n in counts.items()), 0.0)
     return estimate(
         operator("host_copy", "activations", "bf16", {"bytes": size}, variant=direction), scenario.cluster
     ).seconds
-
-
-def _counts(chunk: Chunk) -> Counts:
-    """How many layers of each part a chunk has."""
-    return tuple(sorted((part, float(chunk.count(part))) for part in set(chunk)))
 
 
 def _longest(*seconds: Num) -> Num:

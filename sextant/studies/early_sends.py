@@ -23,9 +23,8 @@ def early(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts, times:
         return times
     alone = _layers(timed)
     again = remade_s(timed)
-    made = cache(lambda chunk: sum((again.get(part, 0.0) for part in chunk), 0.0))
-    waits = [stages.pick(lambda each, i=i: each.chunks[i]).of(made) for i in range(stages.n_stages)]
-    later = [0.0, *waits[:-1]]
+    held = [stages.counts(i) for i in range(stages.n_stages - 1)]
+    later = [0.0, *(sum((n * again.get(part, 0.0) for part, n in counts.items()), 0.0) for counts in held)]
     leads: dict[tuple[str, int, int], tuple[Num, Num]] = {}
     for b in range(stages.n_stages):
         weights = stages.pick(lambda each, b=b: each.chunks[b][0]).of(lambda part: alone[part].attention_w)

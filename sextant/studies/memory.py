@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from sextant.simulator.capacity import CONTEXT_BYTES, FRAGMENTATION_SHARE, Capac
 from sextant.simulator.occupancy import StageBytes
 from sextant.simulator.pipeline import PipelineRun
 from sextant.simulator.types import Num, Scenario, Step
-from sextant.studies.stages import Chunk, Layouts, Picked, Stages
+from sextant.studies.stages import Layouts, Stages
 from sextant.workloads import buffers, residency, workspace
 
 #: Where a part of the state lies unless ``plan.placement`` says otherwise, by the name that placement gives it.
@@ -76,41 +75,23 @@ def memory_use(scenario: Scenario, stages: Stages | Layouts, operands: Operands)
 def rank_memories(scenario: Scenario, stages: Stages | Layouts, operands: Operands) -> list[RankMemory]:
     """Bytes by part of every rank, CUDA's context aside (``capacity`` adds it)."""
     sizes = _sizes(scenario, operands)
-    found: list[RankMemory] = []
-    for rank, places in enumerate(stages.ranks):
-        of_rank = partial(_rank_memory, sizes, stages, rank, places)
-        # Layouts differ in few ranks, and two of them often agree on what a rank holds.
-        held = stages.pick(lambda each, places=places: tuple(each.chunks[i] for i in places))
-        found.append(_picked(held, of_rank))
-    return found
+    counts = [stages.counts(i) for i in range(stages.n_stages)]
+    return [_rank_memory(sizes, stages, rank, [counts[i] for i in places]) for rank, places in enumerate(stages.ranks)]
 
 
-def _picked(held: Picked[tuple[Chunk, ...]], of_rank: Callable[[tuple[Chunk, ...]], RankMemory]) -> RankMemory:
-    """The memory of a rank on which points hold different chunks."""
-    found = {chunks: of_rank(chunks) for chunks in held.distinct}
-
-    def tier(of: Callable[[RankMemory], Mapping[str, Num]]) -> Parts:
-        names = dict.fromkeys(name for each in found.values() for name in of(each))
-        return {name: held.of(lambda chunks, name=name: of(found[chunks]).get(name, 0.0)) for name in names}
-
-    return RankMemory(hbm=tier(lambda each: each.hbm), host=tier(lambda each: each.host))
-
-
-def _rank_memory(
-    sizes: _Sizes, stages: Stages | Layouts, rank: int, places: Sequence[int], held: tuple[Chunk, ...]
-) -> RankMemory:
-    """Bytes by part of a rank whose stages ``places`` hold the chunks ``held``."""
+def _rank_memory(sizes: _Sizes, stages: Stages | Layouts, rank: int, held: Sequence[Mapping[str, Num]]) -> RankMemory:
+    """Bytes by part of a rank whose stages hold so many layers of each part."""
     plan, load = sizes.scenario.plan, sizes.scenario.load
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    hbm, host = _static(sizes, [part for chunk in held for part in chunk])
+    hbm, host = _static(sizes, stages.layers(rank))
     hbm["pipeline_buffers"] = buffers.pipeline_bytes(
-        sizes.scenario.model, plan, load, tuple(places), stages.n_stages
-    )  # fmt: skip
+        sizes.scenario.model, plan, load, tuple(stages.ranks[rank]), stages.n_stages
+    )
     schedule = (plan.schedule, rank, len(stages.ranks), micro_batches)
-    mine, virtual = [sizes.stage(chunk) for chunk in held], len(held) if _virtual(plan) else 1
+    mine, virtual = [sizes.stage(counts) for counts in held], len(held) if _virtual(plan) else 1
     hbm["activations"], hbm["workspace"] = occupancy.peak(*schedule, mine, virtual)
     if sizes.away:
-        kept = [replace(each, kept=sizes.of_chunk(chunk)) for each, chunk in zip(mine, held, strict=True)]
+        kept = [replace(each, kept=sizes.kept_of(counts)) for each, counts in zip(mine, held, strict=True)]
         host["activations"] = occupancy.peak(*schedule, kept, virtual)[0] - hbm["activations"]
     hbm["fragmentation"] = FRAGMENTATION_SHARE * (hbm["activations"] + hbm["workspace"])
     return RankMemory(hbm=hbm, host=host)
@@ -138,28 +119,31 @@ class _Sizes:
         """Whether activations live on the host."""
         return self.scenario.plan.placement.get("activations", "hbm") == "host"
 
-    def of_chunk(self, chunk: Chunk) -> Num:
-        """What one micro-batch keeps of a chunk."""
-        return sum((self.kept[part] for part in chunk), 0.0)
+    def kept_of(self, counts: Mapping[str, Num]) -> Num:
+        """What one micro-batch keeps of a chunk with so many layers of each part."""
+        return sum((n * self.kept[part] for part, n in counts.items()), 0.0)
 
-    def stage(self, chunk: Chunk) -> StageBytes:
+    def stage(self, counts: Mapping[str, Num]) -> StageBytes:
         """What one micro-batch holds on a stage, and the working sets of its chunks.
 
         Beside the largest operator a backward chunk holds the tensors of one layer that ``recompute`` makes again.
         Activations that live on the host are in HBM while they leave or come back: as the chunk runs, and one chunk on.
         """
-        size, parts = self.of_chunk(chunk), dict.fromkeys(chunk)
-        operands = sum(
-            (self.waiting[p][1] + np.minimum(self.waiting[p][0], self.kept[p] + self.again[p]) for p in chunk), 0.0
-        )
+        size = self.kept_of(counts)
+        operands: Num = 0.0
+        for part, n in counts.items():
+            inputs, gradients = self.waiting[part]
+            operands = operands + n * (gradients + np.minimum(inputs, self.kept[part] + self.again[part]))
         leaving = 2.0 * size if self.away else 0.0
-        backward = _most(
-            [np.maximum(self._at(p, "backward_input"), self._at(p, "backward_weight")) + self.again[p] for p in parts]
-        )
+        backward = {
+            part: np.maximum(self._at(part, "backward_input"), self._at(part, "backward_weight")) + self.again[part]
+            for part in counts
+        }
         return StageBytes(
             kept=0.0 * size if self.away else size, operands=operands,
-            forward=_most([self._at(p, "forward") for p in parts]) + leaving, backward=backward + leaving,
-            weight=_most([self._at(p, "backward_weight") for p in parts]),
+            forward=_most(counts, {part: self._at(part, "forward") for part in counts}) + leaving,
+            backward=_most(counts, backward) + leaving,
+            weight=_most(counts, {part: self._at(part, "backward_weight") for part in counts}),
         )  # fmt: skip
 
     def _at(self, part: str, phase: str) -> Num:
@@ -195,7 +179,7 @@ def timelines(
     for rank, held in enumerate(stages.ranks):
         spans = [span for span in run.spans if span.track == tracks[rank]]
         rows = occupancy.timeline(
-            plan.schedule, rank, len(stages.ranks), micro_batches, [sizes.stage(stages.chunks[i]) for i in held], spans,
+            plan.schedule, rank, len(stages.ranks), micro_batches, [sizes.stage(stages.counts(i)) for i in held], spans,
             len(held) if _virtual(plan) else 1,
         )  # fmt: skip
         moving = ("activations", "workspace", "fragmentation")
@@ -204,12 +188,11 @@ def timelines(
     return found
 
 
-def _static(sizes: _Sizes, parts: Sequence[str]) -> tuple[Parts, Parts]:
-    """What lies there all the time on a rank that holds ``parts``: in HBM, and on the host."""
+def _static(sizes: _Sizes, layers: Mapping[str, Num]) -> tuple[Parts, Parts]:
+    """What lies there all the time on a rank with so many layers of each part: in HBM, and on the host."""
     model, plan = sizes.scenario.model, sizes.scenario.plan
     hbm: Parts = {}
     host: Parts = {}
-    layers = {part: float(parts.count(part)) for part in dict.fromkeys(parts)}
     for part, n in layers.items():
         for name, size in sizes.state[part].items():
             place = host if plan.placement.get(_PLACED.get(name, ""), "hbm") == "host" else hbm
@@ -226,10 +209,11 @@ def _virtual(plan) -> bool:
     return plan.schedule == "interleaved"
 
 
-def _most(values: Sequence[Num]) -> Num:
+def _most(counts: Mapping[str, Num], sizes: Mapping[str, Num]) -> Num:
+    """The largest of the parts that are there."""
     most: Num = 0.0
-    for value in values:
-        most = np.maximum(most, value)
+    for part, n in counts.items():
+        most = np.maximum(most, np.where(np.asarray(n) > 0.0, sizes[part], 0.0)[()])
     return most
 
 

@@ -15,8 +15,9 @@ from sextant.simulator import schedule
 from sextant.simulator.chunk import alone_s, layer_times, pair_exposed_s, pair_s
 from sextant.simulator.evaluate import TimedStep, communication_share, time_ops
 from sextant.simulator.partition import balance
-from sextant.simulator.spread import Pace, Varying
+from sextant.simulator.spread import Pace
 from sextant.simulator.types import Num, Scenario
+from sextant.studies.pace import Waits, pace_of
 from sextant.workloads import parameters
 
 #: Layers are balanced over stages by their time in steps, so many to the longest layer.
@@ -53,18 +54,17 @@ class Stages:
         """Stages of the pipeline."""
         return len(self.chunks)
 
+    def counts(self, stage: int) -> dict[str, Num]:
+        """How many layers of each part the stage holds."""
+        return dict(_counted(self.chunks[stage]))
+
     def layers(self, rank: int) -> dict[str, Num]:
         """How many layers of each part the rank holds."""
-        parts = [part for stage in self.ranks[rank] for part in self.chunks[stage]]
-        return {part: float(parts.count(part)) for part in dict.fromkeys(parts)}
+        return _together([self.counts(stage) for stage in self.ranks[rank]])
 
     def at(self, point: int) -> Stages:
         """The layout of a point: this one."""
         return self
-
-    def all(self) -> tuple[Stages, ...]:
-        """The layouts that any point has: this one."""
-        return (self,)
 
     def pick(self, key: Callable[[Stages], Key]) -> Picked[Key]:
         """What ``key`` finds in the layout, such as the chunk of a stage."""
@@ -88,15 +88,15 @@ class Layouts:
         """Stages, the same for all points."""
         return self.choices[0].n_stages
 
-    def layers(self, rank: int) -> dict[str, Num]:
-        """How many layers of each part the rank holds, per point where that differs; 0 where a point has none."""
-        held = [choice.layers(rank) for choice in self.choices]
+    def counts(self, stage: int) -> dict[str, Num]:
+        """How many layers of each part the stage holds, per point where that differs; 0 where a point has none."""
+        held = [choice.counts(stage) for choice in self.choices]
         numbers = {part: [each.get(part, 0.0) for each in held] for each in held for part in each}
         return {part: n[0] if len(set(n)) == 1 else np.array(n)[self.which] for part, n in numbers.items()}
 
-    def all(self) -> tuple[Stages, ...]:
-        """The layouts that any point has."""
-        return self.choices
+    def layers(self, rank: int) -> dict[str, Num]:
+        """How many layers of each part the rank holds, as ``counts``."""
+        return _together([self.counts(stage) for stage in self.ranks[rank]])
 
     def at(self, point: int) -> Stages:
         """The layout of a point."""
@@ -108,6 +108,16 @@ class Layouts:
         distinct = {each: i for i, each in enumerate(dict.fromkeys(keys))}
         which = np.array([distinct[each] for each in keys])[self.which] if len(distinct) > 1 else None
         return Picked(distinct=tuple(distinct), which=which)
+
+
+@lru_cache(maxsize=8192)
+def _counted(chunk: Chunk) -> tuple[tuple[str, float], ...]:
+    return tuple((part, float(chunk.count(part))) for part in dict.fromkeys(chunk))
+
+
+def _together(held: Sequence[Mapping[str, Num]]) -> dict[str, Num]:
+    """Sums by part."""
+    return {part: sum(each.get(part, 0.0) for each in held) for each in held for part in each}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,85 +228,22 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
     plan, table = scenario.plan, timed.table()
     alone = {part: layer_times(table, part) for part in timed.step.layers}
     pace = pace_of(scenario)
-    waits = _Waits(pace=pace, varying=timed.varying())
-
-    held = [stages.pick(lambda each, i=i: each.chunks[i]) for i in range(stages.n_stages)]
+    waits = Waits(pace, timed.varying())
+    held = [stages.counts(i) for i in range(stages.n_stages)]
 
     def of_chunks(phase: str) -> list[Num]:
-        # Most stages hold the same layers.
-        seconds = cache(lambda chunk: alone_s(chunk, alone, phase + "_s") + waits.alone_s(chunk, phase))
-        return [each.of(seconds) for each in held]
-
-    def messages(phase: str) -> list[Num]:
-        seconds = cache(lambda chunk: alone_s(chunk, alone, phase))
-        return [each.of(seconds) for each in held]
+        return [alone_s(counts, alone, phase + "_s") + waits.alone_s(counts, phase) for counts in held]
 
     times = ChunkTimes(
         forward=of_chunks("forward"), backward_input=of_chunks("backward_input"),
         backward_weight=of_chunks("backward_weight"), pair={}, pair_exposed={},
-        forward_messages=messages("forward_messages_s"), backward_messages=messages("backward_messages_s"),
+        forward_messages=[alone_s(counts, alone, "forward_messages_s") for counts in held],
+        backward_messages=[alone_s(counts, alone, "backward_messages_s") for counts in held],
     )  # fmt: skip
     if plan.schedule in schedule.OVERLAPPING:
         pairs = [p for rank in stages.ranks for p in ((rank[0], rank[-1]), (rank[-1], rank[0]))]
         _add_pairs(times, pairs, timed, stages, pace)
     return times
-
-
-def pace_of(scenario: Scenario) -> Pace:
-    """All devices that hold a stage wait for one another: in each layer that exchanges tokens, else at the end."""
-    plan = scenario.plan
-    n_devices = plan.tensor * plan.context * plan.data
-    return Pace(
-        n_devices=n_devices, n_exchanging=np.minimum(plan.expert, n_devices),
-        clock_spread=scenario.cluster.device.clock_spread, routing_spread=scenario.load.routing_spread,
-    )  # fmt: skip
-
-
-def lasting_s(scenario: Scenario, timed: TimedStep) -> Num:
-    """Standard deviation over the devices of the seconds that a whole step of a mean stage takes, for their clocks."""
-    plan, load = scenario.plan, scenario.load
-    waits = _Waits(pace=pace_of(scenario), varying=(timed.beside or timed).varying())
-    layers: list[tuple[Num, Varying]] = []
-    for part, n in timed.step.layers.items():
-        layers += [(n / plan.pipeline, waits.of(part, "forward")), (n / plan.pipeline, waits.backward(part))]
-    return load.batch / (plan.data * plan.micro_batch) * waits.pace.lasting_s(layers)
-
-
-class _Waits:
-    """What chunks wait for the slowest device that holds them; ``varying`` as ``TimedStep.varying`` finds it."""
-
-    def __init__(self, pace: Pace, varying: Mapping[tuple[str, str, str], Varying]) -> None:
-        self.pace = pace
-        # What a layer does between two exchanges: the experts, and all else.
-        self._pieces: dict[tuple[str, str], list[Varying]] = {}
-        for (part, block, phase), each in varying.items():
-            pieces = self._pieces.setdefault((part, phase), [Varying(), Varying()])
-            pieces[block == "mlp"] += each
-
-    def alone_s(self, chunk: Chunk, phase: str) -> Num:
-        """Of a chunk that nothing overlaps: devices meet in every exchange, before and after the experts. A weight
-        gradient exchanges nothing."""
-        if phase == "backward_weight":
-            return self.pace.waits_s(self.of(part, phase) for part in chunk)
-        return sum((self.pace.waits_s([piece]) for part in chunk for piece in self._of(part, phase)), 0.0)
-
-    def pair_s(self, chunks: tuple[Chunk, Chunk]) -> Num:
-        """Of two that overlap: a device that comes late to an exchange computes the other chunk meanwhile, so that the
-        slowest over the whole pair sets its pace (played device by device in the tests)."""
-        forward, backward = chunks
-        return self.pace.waits_s([*(self.of(part, "forward") for part in forward), *map(self.backward, backward)])
-
-    def backward(self, part: str) -> Varying:
-        """Both gradients of a layer, which are of the same tokens."""
-        return self.of(part, "backward_input") + self.of(part, "backward_weight")
-
-    def of(self, part: str, phase: str) -> Varying:
-        """A whole layer."""
-        first, second = self._of(part, phase)
-        return first + second
-
-    def _of(self, part: str, phase: str) -> Sequence[Varying]:
-        return self._pieces.get((part, phase), (Varying(), Varying()))
 
 
 def _add_pairs(
@@ -312,12 +259,13 @@ def _add_pairs(
         return
     table = timed.beside.table()
     beside = {part: layer_times(table, part) for part in timed.step.layers}
-    waits = _Waits(pace=pace, varying=timed.beside.varying())
-    whole = cache(lambda chunks: pair_s(chunks[0], chunks[1], beside) + waits.pair_s(chunks))
-    exposed = cache(lambda chunks: pair_exposed_s(chunks[0], chunks[1], beside) + waits.pair_s(chunks))
+    waits = Waits(pace, timed.beside.varying())
+    whole = cache(lambda chunks: pair_s(chunks[0], chunks[1], beside))
+    exposed = cache(lambda chunks: pair_exposed_s(chunks[0], chunks[1], beside))
     for f, b in pairs:
         held = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]))
-        times.pair[f, b], times.pair_exposed[f, b] = held.of(whole), held.of(exposed)
+        late_s = waits.pair_s(stages.counts(f), stages.counts(b))
+        times.pair[f, b], times.pair_exposed[f, b] = held.of(whole) + late_s, held.of(exposed) + late_s
 
 
 def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:

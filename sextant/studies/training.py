@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
-from sextant.simulator.evaluate import TimedStep, distinct_points, in_line_s, interval, provenance_shares, time_ops
+from sextant.simulator.evaluate import (
+    TimedStep,
+    distinct_points,
+    in_line_s,
+    interval,
+    provenance_shares,
+    seconds_of,
+    time_ops,
+)
 from sextant.simulator.result import join, result
 from sextant.simulator.spread import behind_s
 from sextant.simulator.trace import Counter
@@ -19,9 +27,10 @@ from sextant.studies.early_sends import early
 from sextant.studies.limits import plan_limits
 from sextant.studies.memory import Operands, RankMemory, memory_use, rank_memories, timelines
 from sextant.studies.memory import operands as memory_operands
+from sextant.studies.pace import lasting_s, pace_of
 from sextant.studies.played import pick
 from sextant.studies.sends import blocked, send_bytes, waited_s
-from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, lasting_s, layout, pace_of, with_beside
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step, touched_fraction_of
 from sextant.workloads.shard import shard
@@ -261,10 +270,7 @@ def _optimizer_s(scenario: Scenario, stages: Stages | Layouts, node_size: Num) -
         rows = np.broadcast_arrays(*(each.get(part, 0.0) for each in unique.values()))
         columns[part] = np.stack([np.atleast_1d(row) for row in rows])
     step = optimizer_step(model, plan, columns, node_size, touched_fraction_of(model, plan, scenario.load))
-    found = distinct_points(step, scenario.cluster)
-    if found is None:
-        return time_ops(step, scenario.cluster).seconds()
-    return np.asarray(time_ops(found[0], scenario.cluster).seconds())[found[1]]
+    return seconds_of(step, scenario.cluster)
 
 
 def _rates(scenario: Scenario, step_s: Num, used: Num) -> dict[str, Num]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -111,14 +111,14 @@ def state_bytes(model, plan: Plan) -> dict[str, dict[str, Num]]:
     return parts
 
 
-def gathered_bytes(plan: Plan, whole: Mapping[str, Mapping[str, Num]], parts: Iterable[str]) -> Num:
+def gathered_bytes(plan: Plan, whole: Mapping[str, Mapping[str, Num]], layers: Mapping[str, Num]) -> Num:
     """What ZeRO 2 and 3 hold of a layer whole while they work on it: its gradients until they are reduced, and under 3
-    its weights and those of the next one, gathered ahead. Of the largest of ``parts``, whose states without ZeRO are
-    ``whole`` (``state_bytes``)."""
-    layers = [whole[part] for part in parts]
+    its weights and those of the next one, gathered ahead. Of the largest of the parts of which ``layers``
+    has any, whose states without ZeRO are ``whole`` (``state_bytes``)."""
+    there = [(np.where(np.asarray(n) > 0.0, 1.0, 0.0), whole[part]) for part, n in layers.items()]
     held = {
-        2.0: [each["gradients"] for each in layers],
-        3.0: [2.0 * (each["weights"] + each.get("fp8_weights", 0.0)) for each in layers],
+        2.0: [n * each["gradients"] for n, each in there],
+        3.0: [n * 2.0 * (each["weights"] + each.get("fp8_weights", 0.0)) for n, each in there],
     }
     largest = {stage: np.max(np.stack(np.broadcast_arrays(*sizes)), axis=0)[()] for stage, sizes in held.items()}
     return sum((np.where(plan.zero_stage >= stage, size, 0.0)[()] for stage, size in largest.items()), 0.0)

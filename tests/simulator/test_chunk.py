@@ -1,5 +1,7 @@
 """Chunks: no second of a layer is lost or counted twice on the way from operators to streams."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,8 +57,10 @@ def test_a_pair_does_all_the_work_of_its_halves(times, forward, backward):
     tasks = pair_tasks(forward, backward, times)
     assert len({task.name for task in tasks}) == len(tasks)
     messages = sum(times[p].forward_messages_s for p in forward) + sum(times[p].backward_messages_s for p in backward)
-    serial = alone_s(forward, times, "forward_s")
-    serial += alone_s(backward, times, "backward_input_s") + alone_s(backward, times, "backward_weight_s")
+    serial = alone_s(Counter(forward), times, "forward_s")
+    serial += alone_s(Counter(backward), times, "backward_input_s") + alone_s(
+        Counter(backward), times, "backward_weight_s"
+    )
     assert busy_s(tasks, "communication") == pytest.approx(messages, abs=1e-9)
     assert busy_s(tasks, "compute") == pytest.approx(serial - messages, abs=1e-9)
     together = pair_s(forward, backward, times)

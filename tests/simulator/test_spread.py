@@ -22,14 +22,14 @@ def test_the_expected_largest_of_n_normal_variables(n: int, within: float) -> No
 def test_one_device_waits_for_nobody() -> None:
     assert float(slowest(1.0)) == 0.0
     pace = Pace(n_devices=1.0, n_exchanging=1.0, clock_spread=0.05, routing_spread=0.2)
-    assert float(pace.waits_s([Varying(clock_s=1.0, experts_s=1.0)])) == 0.0
+    assert float(pace.waits_s([(1.0, Varying(clock_s=1.0, experts_s=1.0))])) == 0.0
     alike = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=0.0, routing_spread=0.0)
-    assert float(alike.waits_s([Varying(clock_s=1.0, experts_s=1.0)])) == 0.0
+    assert float(alike.waits_s([(1.0, Varying(clock_s=1.0, experts_s=1.0))])) == 0.0
 
 
 def test_clocks_add_and_tokens_add_in_squares() -> None:
     """A slow chip is slow in every layer; a crowded one is crowded in some."""
-    layers = [Varying(clock_s=1.0, experts_s=1.0)] * 4
+    layers = [(4.0, Varying(clock_s=1.0, experts_s=1.0))]
     clocks = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=0.01, routing_spread=0.0)
     tokens = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=0.0, routing_spread=0.01)
     both = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=0.01, routing_spread=0.01)
@@ -42,7 +42,7 @@ def test_a_simulated_group_waits_as_long() -> None:
     """64 devices of unequal clocks and tokens over eight layers: the mean over many draws of the slowest's delay."""
     rng = np.random.default_rng(7)
     pace = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=0.015, routing_spread=0.08)
-    layers = [Varying(clock_s=20e-3, experts_s=8e-3)] * 8
+    layers = [(8.0, Varying(clock_s=20e-3, experts_s=8e-3))]
     clock = 1.0 + 0.015 * rng.standard_normal((4000, 64, 1))
     tokens = 1.0 + 0.08 * rng.standard_normal((4000, 64, 8))
     seconds = (20e-3 * clock + 8e-3 * tokens).sum(axis=2)
@@ -63,7 +63,9 @@ def test_devices_that_exchange_nothing_draw_alike_over_many_passes(
         tokens = routing * rng.standard_normal((n_devices // n_exchanging, n_exchanging, 200))
         slowest_s.append((clock + tokens).max(axis=1).mean(axis=1).max())
     pace = Pace(n_devices=n_devices, n_exchanging=n_exchanging, clock_spread=1.0, routing_spread=routing)
-    assert float(pace.waits_s([Varying(clock_s=1.0, experts_s=1.0)])) == pytest.approx(np.mean(slowest_s), rel=0.07)
+    assert float(pace.waits_s([(1.0, Varying(clock_s=1.0, experts_s=1.0))])) == pytest.approx(
+        np.mean(slowest_s), rel=0.07
+    )
 
 
 #: Milliseconds of a layer: large products and half as many messages, as in a pair of DeepSeek-V3.
@@ -87,7 +89,7 @@ def test_a_pair_played_device_by_device_waits_as_long(clock: float, routing: flo
     both = _LAYER.mlp_b + _LAYER.mlp_w
     backward = Varying(clock_s=_LAYER.attention_b + _LAYER.attention_w + both, experts_s=both)
     pace = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=clock, routing_spread=routing)
-    assert float(pace.waits_s([forward] * 4 + [backward] * 4)) == pytest.approx(waits, rel=within)
+    assert float(pace.waits_s([(4.0, forward), (4.0, backward)])) == pytest.approx(waits, rel=within)
 
 
 @pytest.mark.parametrize(("clock", "routing"), [(0.015, 0.0), (0.0, 0.08), (0.015, 0.08)])
@@ -102,7 +104,7 @@ def test_a_chunk_alone_waits_in_every_exchange(clock: float, routing: float) -> 
     waits = _played(tasks, clock, routing) - float(makespan_s(tasks))
     pieces = [Varying(clock_s=_LAYER.attention), Varying(clock_s=_LAYER.mlp, experts_s=_LAYER.mlp)] * 4
     pace = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=clock, routing_spread=routing)
-    assert sum(float(pace.waits_s([piece])) for piece in pieces) == pytest.approx(waits, rel=0.03)
+    assert sum(float(pace.waits_s([(1.0, piece)])) for piece in pieces) == pytest.approx(waits, rel=0.03)
 
 
 def _played(tasks: list[Task], clock: float, routing: float) -> float:

@@ -88,9 +88,11 @@ def test_what_is_gathered_is_whole():
     """ZeRO 2 holds the gradients of the largest layer whole, ZeRO 3 its weights and the next one's as well."""
     plan = Plan(data=128.0, expert=64.0)
     whole = residency.state_bytes(V3, replace(plan, zero_stage=0.0))
-    layers = ("dense_layer", "moe_layer")
+    layers = {"dense_layer": 2.0, "moe_layer": 1.0, "head": 0.0}
     sizes = [residency.gathered_bytes(replace(plan, zero_stage=z), whole, layers) for z in (0.0, 1.0, 2.0, 3.0)]
-    gradients, weights = (max(whole[part][name] for part in layers) for name in ("gradients", "weights"))
+    gradients, weights = (
+        max(whole[part][name] for part in ("dense_layer", "moe_layer")) for name in ("gradients", "weights")
+    )
     assert sizes == [0.0, 0.0, gradients, gradients + 2.0 * weights]
 
 
