@@ -1,10 +1,11 @@
-"""Times of a step's operators, summed the ways an answer needs them: by layer kind, block, phase and stream."""
+"""Time a step's operators on a cluster, each distinct shape and point once; what their times say of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -14,127 +15,15 @@ from numpy.typing import NDArray
 from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
 from sextant.simulator.kernels.collective import N_CHANNELS
 from sextant.simulator.overlap import exposed_s
-from sextant.simulator.spread import Varying
+from sextant.simulator.timed import TimedOp, TimedStep, is_message
 from sextant.simulator.types import Cluster, Correction, Device, Estimate, Num, Op, Step
 
-#: Kinds whose time goes with the clock: tensor cores do most of it.
-_CLOCKED = ("attention", "conv2d", "gemm", "grouped_gemm")
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
 _MOST_TAKEN = 0.5
 #: To look for equal points among fewer takes longer than to time them all.
 _FEW_POINTS = 256
 #: An odd number whose product spreads bits (the golden ratio's).
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimedOp:
-    """An operator and the time of one execution."""
-
-    op: Op
-    time: Estimate
-
-    @property
-    def seconds(self) -> Num:
-        """Seconds of all ``count`` executions in one occurrence of its part."""
-        return self.op.count * self.time.seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimedStep:
-    """Every operator of a step with its time on one cluster.
-
-    ``beside`` are the same operators while another micro-batch's messages take their share of the memory bandwidth,
-    ``varied`` what ``varying`` found before operators were merged.
-    """
-
-    step: Step
-    ops: tuple[TimedOp, ...]
-    beside: TimedStep | None = None
-    varied: Mapping[tuple[str, str, str], Varying] | None = None
-
-    def seconds(self, *, end: str = "seconds", where: Callable[[Op], bool] | None = None) -> Num:
-        """Sum of one occurrence of each operator that ``where`` accepts; ``end`` is seconds, low or high."""
-        total: Num = 0.0
-        for timed in self.ops:
-            if where is None or where(timed.op):
-                total = total + timed.op.count * getattr(timed.time, end)
-        return total
-
-    def take(self, index: Any) -> TimedStep:
-        """The times of the points at ``index``. Shapes, FLOPs and bytes stay those of all points: they have been used.
-
-        An array that many operators share is picked from once.
-        """
-        picked: dict[int, Num] = {}
-
-        def pick(value: Num) -> Num:
-            if np.ndim(value) == 0:
-                return value
-            if id(value) not in picked:
-                picked[id(value)] = np.asarray(value)[index]
-            return picked[id(value)]
-
-        estimates: dict[int, Estimate] = {}
-        ops = []
-        for item in self.ops:
-            time = estimates.get(id(item.time))
-            if time is None:
-                limits = {name: pick(value) for name, value in item.time.limits.items()}
-                ends = {end: pick(getattr(item.time, end)) for end in ("seconds", "low", "high")}
-                time = estimates[id(item.time)] = Estimate(limits=limits, provenance=item.time.provenance, **ends)
-            op = item.op if np.ndim(item.op.count) == 0 else replace(item.op, count=pick(item.op.count))
-            ops.append(TimedOp(op=op, time=time))
-        varied = self.varied and {
-            key: Varying(clock_s=pick(each.clock_s), experts_s=pick(each.experts_s))
-            for key, each in self.varied.items()
-        }
-        beside = None if self.beside is None else self.beside.take(index)
-        return TimedStep(step=self.step, ops=tuple(ops), beside=beside, varied=varied)
-
-    def merged(self) -> TimedStep:
-        """Compute of one part, block, phase and stream as one operator each, without its bound; messages stay apart.
-
-        ``table``, ``interval``, ``varying`` and ``in_line_s`` of it are the same to the last bit, and faster for many
-        points.
-        """
-        groups: dict[object, list[TimedOp]] = {}
-        for i, item in enumerate(self.ops):
-            op = item.op
-            groups.setdefault(i if is_message(op) else (op.part, op.block, op.phase, op.stream), []).append(item)
-        ops = []
-        for members in groups.values():
-            sums = {
-                end: sum((each.op.count * getattr(each.time, end) for each in members), 0.0)
-                for end in ("seconds", "low", "high")
-            }
-            time = Estimate(limits={}, provenance=members[0].time.provenance, **sums)
-            ops.append(TimedOp(op=replace(members[0].op, count=1.0), time=time))
-        beside = None if self.beside is None else self.beside.merged()
-        return TimedStep(step=self.step, ops=tuple(ops), beside=beside, varied=self.varying())
-
-    def table(self, end: str = "seconds") -> dict[tuple[str, str, str, str], Num]:
-        """Seconds of one occurrence of each part, keyed by (part, block, phase, stream)."""
-        sums: dict[tuple[str, str, str, str], Num] = {}
-        for timed in self.ops:
-            key = (timed.op.part, timed.op.block, timed.op.phase, timed.op.stream)
-            sums[key] = sums.get(key, 0.0) + timed.op.count * getattr(timed.time, end)
-        return sums
-
-    def varying(self) -> dict[tuple[str, str, str], Varying]:
-        """What differs from device to device in one occurrence of each part, keyed by (part, block, phase)."""
-        if self.varied is not None:
-            return dict(self.varied)
-        sums: dict[tuple[str, str, str], Varying] = {}
-        for timed in self.ops:
-            if is_compute(timed.op):
-                one = Varying(
-                    clock_s=timed.seconds if timed.op.kind in _CLOCKED else 0.0,
-                    experts_s=timed.seconds if timed.op.follows == "experts" else 0.0,
-                )
-                key = (timed.op.part, timed.op.block, timed.op.phase)
-                sums[key] = sums.get(key, Varying()) + one
-        return sums
 
 
 def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: Num = 0.0) -> TimedStep:
@@ -183,16 +72,6 @@ def _beside(timed: Sequence[TimedOp], device: Device) -> Iterator[TimedOp]:
 
 def _slower(time: Estimate, factor: Num) -> Estimate:
     return replace(time, seconds=time.seconds * factor, low=time.low * factor, high=time.high * factor)
-
-
-def is_message(op: Op) -> bool:
-    """Whether an operator sends something, on a stream of its own or (tensor parallelism) in line with compute."""
-    return op.kind in ("collective", "expert_exchange")
-
-
-def is_compute(op: Op) -> bool:
-    """Whether an operator runs on the SMs that compute: neither a message nor a fetch from host memory."""
-    return not is_message(op) and op.stream != "host"
 
 
 def in_line_s(timed: TimedStep, layers: Mapping[str, Num]) -> Num:
@@ -253,7 +132,7 @@ def distinct_points(step: Step, cluster: Cluster) -> tuple[Step, NDArray[np.intp
     """
     arrays = {id(value): value for op in step.ops for value in _numbers(op) if np.ndim(value) > 0}
     shape = np.broadcast_shapes(*(np.shape(value) for value in arrays.values()))
-    if math.prod(shape) < _FEW_POINTS or _swept(cluster):
+    if math.prod(shape) < _FEW_POINTS or _is_swept(_Same(cluster)):
         return None
     columns = {key: np.broadcast_to(np.asarray(value, dtype=float), shape).ravel() for key, value in arrays.items()}
     mixed = np.zeros(math.prod(shape), dtype=np.uint64)
@@ -284,6 +163,26 @@ def distinct_points(step: Step, cluster: Cluster) -> tuple[Step, NDArray[np.intp
 
 def _numbers(op: Op) -> tuple[Num, ...]:
     return (*op.shape.values(), *op.traffic_bytes.values(), op.count, op.flops, op.message_bytes)
+
+
+class _Same:
+    """A record that equals itself alone; it stays alive as long as it is remembered."""
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: Any) -> None:
+        self.record = record
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.record is self.record
+
+    def __hash__(self) -> int:
+        return id(self.record)
+
+
+@lru_cache(maxsize=16)
+def _is_swept(same: _Same) -> bool:
+    return _swept(same.record)
 
 
 def _swept(record: Any) -> bool:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.evaluate import TimedOp, is_compute
 from sextant.simulator.kernels import estimate, gather, host_rows, operator, reshape
 from sextant.simulator.prefetch import Beside
+from sextant.simulator.timed import TimedOp, is_compute
 from sextant.simulator.types import Cluster, Device, Estimate, HostMemory, Num, Op
 
 WAYS = ("none", "tokens", "copy_engine", "few_sms", "full_grid")

@@ -131,7 +131,7 @@ def _largest(found: _Table, stages: Sequence[StageBytes], scale: Num = 1.0) -> t
     for i, stage in enumerate(stages):
         kept, operands = found.kept[:, i].reshape(column), found.operands[:, i].reshape(column)
         activations = activations + (kept * stage.kept + operands * stage.operands)
-    activations = np.broadcast_to(scale * activations, (len(found.runs), *shape))
+    scaled: Array = np.broadcast_to(np.asarray(scale * activations), (len(found.runs), *shape))
     working: Num = 0.0
     for name, at in zip(names[2:], found.runs.T, strict=True):
         # The last row is of the states in which no such chunk runs.
@@ -139,8 +139,8 @@ def _largest(found: _Table, stages: Sequence[StageBytes], scale: Num = 1.0) -> t
         for i, stage in enumerate(stages):
             rows[i] = getattr(stage, name)
         working = working + rows[at]
-    best = np.argmax(activations + working, axis=0)[None, ...]
-    return np.take_along_axis(activations, best, axis=0)[0][()], np.take_along_axis(working, best, axis=0)[0][()]
+    best = np.argmax(scaled + working, axis=0)[None, ...]
+    return np.take_along_axis(scaled, best, axis=0)[0][()], np.take_along_axis(np.asarray(working), best, axis=0)[0][()]
 
 
 @dataclass(frozen=True, slots=True)

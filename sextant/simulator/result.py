@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,6 +39,14 @@ def result(
     return Result(
         columns=full, feasible=feasible, limits=tuple(limits), provenance=dict(provenance or {}),
         breakdown=dict(breakdown or {}), warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+def part(found: Result, start: int, stop: int) -> Result:
+    """The points from ``start`` to before ``stop``."""
+    columns = {name: values[start:stop] for name, values in found.columns.items()}
+    return replace(
+        found, columns=columns, feasible=found.feasible[start:stop], limits=found.limits[start:stop]
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sextant.simulator.evaluate import TimedStep
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Num
 
 

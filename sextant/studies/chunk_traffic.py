@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sextant.simulator.evaluate import TimedStep, seconds_of
+from sextant.simulator.evaluate import seconds_of
 from sextant.simulator.kernels import estimate, operator
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Cluster, Num, Op, Scenario, Step
 from sextant.studies.early_sends import early
 from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times
@@ -34,12 +35,14 @@ class Moved:
 
 def loaded_chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) -> ChunkTimes:
     """``stages.chunk_times`` with what moves beside the chunks; the same where nothing does."""
-    moves, times = moved(scenario, stages), early(scenario, timed, stages, chunk_times(scenario, timed, stages))
+    kept = residency.activation_bytes(scenario.model, scenario.plan, scenario.load)
+    moves, times = moved(scenario, stages, kept), early(scenario, timed, stages, chunk_times(scenario, timed, stages))
     return times if moves is None else beside(times, moves)
 
 
-def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved | None:
-    """Seconds of the messages and copies of one micro-batch, for every stage; None where nothing moves."""
+def moved(scenario: Scenario, stages: Stages | Layouts, kept: Mapping[str, Num]) -> Moved | None:
+    """Seconds of the messages and copies of one micro-batch, which keeps so many bytes of each part, for every stage;
+    None where nothing moves."""
     if np.all(np.asarray(scenario.plan.zero_stage) < 2) and scenario.plan.placement.get("activations", "hbm") != "host":
         return None
     plan, cluster = scenario.plan, scenario.cluster
@@ -49,7 +52,7 @@ def moved(scenario: Scenario, stages: Stages | Layouts) -> Moved | None:
     layers = {part: _rows([counts.get(part, 0.0) for counts in held]) for counts in held for part in counts}
     messages = chunk_messages(scenario.model, plan, layers, node_size)
     phases = {phase: _by_row(_seconds(ops, cluster), len(held)) for phase, ops in messages.items()}
-    out, back = ([_copy_s(scenario, counts, way) for counts in held] for way in ("d2h", "h2d"))
+    out, back = ([_copy_s(scenario, counts, kept, way) for counts in held] for way in ("d2h", "h2d"))
     return Moved(**phases, out=out, back=back)
 
 
@@ -108,11 +111,10 @@ def _by_row(seconds: Num, n_rows: int) -> list[Num]:
     return [row if len(row) > 1 else row[0] for row in np.asarray(seconds)]
 
 
-def _copy_s(scenario: Scenario, counts: Mapping[str, Num], direction: str) -> Num:
+def _copy_s(scenario: Scenario, counts: Mapping[str, Num], kept: Mapping[str, Num], direction: str) -> Num:
     """Seconds in which a chunk's kept activations go to the host, or come back; 0 where they stay."""
     if scenario.plan.placement.get("activations", "hbm") != "host":
         return 0.0
-    kept = residency.activation_bytes(scenario.model, scenario.plan, scenario.load)
     size = sum((n * kept[part] for part, n in counts.items()), 0.0)
     return estimate(
         operator("host_copy", "activations", "bf16", {"bytes": size}, variant=direction), scenario.cluster

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 from sextant.simulator.chunk import LayerTimes, layer_times, pair_leads_s
-from sextant.simulator.evaluate import TimedStep
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Num, Scenario
 from sextant.studies.stages import ChunkTimes, Layouts, Stages
 from sextant.workloads.ops import hyperconnection

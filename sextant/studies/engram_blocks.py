@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sextant.simulator.errors import InputError, nearest
-from sextant.simulator.evaluate import TimedStep, time_ops
+from sextant.simulator.evaluate import time_ops
 from sextant.simulator.kernels import estimate
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Step
 from sextant.studies import fetches, whole_data, whole_models
 from sextant.validate.whole import engram_cases

@@ -10,10 +10,10 @@ import numpy as np
 from sextant.simulator import des, prefetch
 from sextant.simulator.chunk import layer_times
 from sextant.simulator.des import Span
-from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.fetch import Fetched, fetched, shared, slowdown
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.prefetch import Beside, Fetch, Pass
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Cluster, Num, Op, Scenario
 from sextant.workloads import parameters
 from sextant.workloads.ops import table_rows

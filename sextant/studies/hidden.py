@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator import paths, prefetch
-from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.kernels import reshape
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Num, Scenario
 from sextant.studies import fetches, serving
 from sextant.studies.fetches import Scene

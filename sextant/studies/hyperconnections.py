@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sextant.simulator import paths
-from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.result import join, result
 from sextant.simulator.schedule import stages_of_ranks
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Num, Op, Result, Scenario
 from sextant.studies import answer as answering
 from sextant.studies import played, solve, training

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sextant.simulator import cost
-from sextant.simulator.evaluate import TimedStep, interval, is_message, provenance_shares, time_ops
+from sextant.simulator.evaluate import interval, provenance_shares, time_ops
 from sextant.simulator.result import result
+from sextant.simulator.timed import TimedStep, is_message
 from sextant.simulator.types import Flag, Num, Op, Result, Scenario
 from sextant.studies.breakdown import breakdown
 from sextant.studies.fetches import node_size

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sextant.simulator import occupancy
+from sextant.simulator import occupancy, paths
 from sextant.simulator.capacity import CONTEXT_BYTES, FRAGMENTATION_SHARE, Capacity, capacity
 from sextant.simulator.occupancy import StageBytes
 from sextant.simulator.pipeline import PipelineRun
+from sextant.simulator.timed import together
 from sextant.simulator.types import Num, Scenario, Step
 from sextant.studies.stages import Layouts, Stages
 from sextant.workloads import buffers, residency, workspace
@@ -40,41 +41,57 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operands:
-    """Bytes of a step's operators by part: the largest of each phase, and what waits for weight gradients."""
+class StepBytes:
+    """Bytes of one micro-batch by part: the largest operands of each phase and what waits for weight gradients, what
+    is kept until the backward pass, and ``block``, what of mHC's recompute block any layer holds beside itself."""
 
     largest: Mapping[str, Mapping[str, Num]]
     waiting: Mapping[str, tuple[Num, Num]]
+    kept: Mapping[str, Num]
+    block: Num
 
-    def take(self, index: Any) -> Operands:
+    def take(self, index: Any) -> StepBytes:
         """Those of the points at ``index``."""
-
-        def pick(value: Num) -> Num:
-            return value if np.ndim(value) == 0 else np.asarray(value)[index]
-
-        return Operands(
-            largest={part: {k: pick(v) for k, v in phases.items()} for part, phases in self.largest.items()},
-            waiting={part: (pick(a), pick(b)) for part, (a, b) in self.waiting.items()},
-        )  # fmt: skip
+        return paths.take(self, index)
 
 
-def operands(step: Step) -> Operands:
-    """The operands of a training ``step`` (sharded operators)."""
-    return Operands(largest=workspace.largest_operands(step), waiting=workspace.weight_gradient_operands(step))
+def step_bytes(scenario: Scenario, step: Step) -> StepBytes:
+    """Those of a training ``step`` (sharded operators)."""
+    model, plan, load = scenario.model, scenario.plan, scenario.load
+    return StepBytes(
+        largest=workspace.largest_operands(step), waiting=workspace.weight_gradient_operands(step),
+        kept=residency.activation_bytes(model, plan, load), block=residency.block_bytes(model, plan, load),
+    )  # fmt: skip
 
 
-def memory_use(scenario: Scenario, stages: Stages | Layouts, operands: Operands) -> Usage:
+def joined(parts: Sequence[StepBytes], sizes: Sequence[int]) -> StepBytes:
+    """Those of the points of several plans, one after the other, each of so many."""
+
+    def all_of(value: Callable[[StepBytes], Num]) -> Num:
+        return together([value(each) for each in parts], sizes)
+
+    names = dict.fromkeys(part for each in parts for part in each.largest)
+    phases = dict.fromkeys(phase for each in parts for part in each.largest.values() for phase in part)
+    return StepBytes(
+        largest={p: {f: all_of(lambda e, p=p, f=f: e.largest[p].get(f, 0.0)) for f in phases} for p in names},
+        waiting={p: (all_of(lambda e, p=p: e.waiting[p][0]), all_of(lambda e, p=p: e.waiting[p][1])) for p in names},
+        kept={p: all_of(lambda e, p=p: e.kept.get(p, 0.0)) for p in names},
+        block=all_of(lambda e: e.block),
+    )
+
+
+def memory_use(scenario: Scenario, stages: Stages | Layouts, held: StepBytes) -> Usage:
     """The fullest rank of a training step against the capacities of its device."""
-    ranks = rank_memories(scenario, stages, operands)
+    ranks = rank_memories(scenario, stages, held)
     device = scenario.cluster.device
     rank, fullest = _fullest([each.hbm for each in ranks])
     _, host = _fullest([each.host for each in ranks])
     return Usage(hbm=capacity(device, "hbm", fullest, CONTEXT_BYTES), host=capacity(device, "host", host), rank=rank)
 
 
-def rank_memories(scenario: Scenario, stages: Stages | Layouts, operands: Operands) -> list[RankMemory]:
+def rank_memories(scenario: Scenario, stages: Stages | Layouts, held: StepBytes) -> list[RankMemory]:
     """Bytes by part of every rank, CUDA's context aside (``capacity`` adds it)."""
-    sizes = _sizes(scenario, operands)
+    sizes = _sizes(scenario, held)
     counts = [stages.counts(i) for i in range(stages.n_stages)]
     return [_rank_memory(sizes, stages, rank, [counts[i] for i in places]) for rank, places in enumerate(stages.ranks)]
 
@@ -150,17 +167,16 @@ class _Sizes:
         return self.largest[part].get(phase, 0.0)
 
 
-def _sizes(scenario: Scenario, operands: Operands) -> _Sizes:
+def _sizes(scenario: Scenario, held: StepBytes) -> _Sizes:
     plan, model, load = scenario.plan, scenario.model, scenario.load
-    kept = residency.activation_bytes(model, plan, load)
     whole = residency.activation_bytes(model, replace(plan, recompute=()), load)
-    largest, block = operands.largest, residency.block_bytes(model, plan, load)
     again = {
-        part: np.maximum(whole[part] - kept[part], 0.0) + (block if part.endswith("layer") else 0.0) for part in largest
+        part: np.maximum(whole[part] - held.kept[part], 0.0) + (held.block if part.endswith("layer") else 0.0)
+        for part in held.largest
     }
     return _Sizes(
-        scenario=scenario, kept=kept, again=again,
-        largest=largest, waiting=operands.waiting, state=residency.state_bytes(model, plan),
+        scenario=scenario, kept=held.kept, again=again,
+        largest=held.largest, waiting=held.waiting, state=residency.state_bytes(model, plan),
         whole=residency.state_bytes(model, replace(plan, zero_stage=0.0)),
         tables=residency.table_bytes(model, plan, load.phase, 1.0)["hbm"] if model.engram_layers else 0.0,
         exchange=buffers.exchange_bytes(model, plan), collectives=buffers.collective_bytes(model, plan),
@@ -168,19 +184,19 @@ def _sizes(scenario: Scenario, operands: Operands) -> _Sizes:
 
 
 def timelines(
-    scenario: Scenario, stages: Stages, operands: Operands, run: PipelineRun
+    scenario: Scenario, stages: Stages, held: StepBytes, run: PipelineRun
 ) -> list[list[tuple[float, float, float]]]:
     """Per rank ``(start_s, end_s, bytes)`` of the HBM in use at every instruction of a simulated step of one point."""
     plan, load = scenario.plan, scenario.load
-    sizes, ranks = _sizes(scenario, operands), rank_memories(scenario, stages, operands)
+    sizes, ranks = _sizes(scenario, held), rank_memories(scenario, stages, held)
     micro_batches = round(float(np.ravel(load.batch / (plan.data * plan.micro_batch))[0]))
     tracks = list(dict.fromkeys(span.track for span in run.spans))
     found: list[list[tuple[float, float, float]]] = []
-    for rank, held in enumerate(stages.ranks):
+    for rank, places in enumerate(stages.ranks):
         spans = [span for span in run.spans if span.track == tracks[rank]]
+        chunks, virtual = [sizes.stage(stages.counts(i)) for i in places], len(places) if _virtual(plan) else 1
         rows = occupancy.timeline(
-            plan.schedule, rank, len(stages.ranks), micro_batches, [sizes.stage(stages.counts(i)) for i in held], spans,
-            len(held) if _virtual(plan) else 1,
+            plan.schedule, rank, len(stages.ranks), micro_batches, chunks, spans, virtual
         )  # fmt: skip
         moving = ("activations", "workspace", "fragmentation")
         fixed = CONTEXT_BYTES + sum(float(np.ravel(v)[0]) for k, v in ranks[rank].hbm.items() if k not in moving)

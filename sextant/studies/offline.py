@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from sextant.simulator.capacity import CONTEXT_BYTES
 from sextant.simulator.errors import InputError
-from sextant.simulator.evaluate import TimedStep, interval, is_compute, time_ops
+from sextant.simulator.evaluate import interval, time_ops
 from sextant.simulator.serving import Engine, Iterations, host_work_s, replay, uneven
+from sextant.simulator.timed import TimedStep, is_compute
 from sextant.simulator.types import Num, Op, Scenario
 from sextant.studies import fetches, serving
 from sextant.workloads import parameters, residency

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.spread import Pace, Varying
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Num, Scenario
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sextant.simulator import paths
-from sextant.simulator.evaluate import TimedStep
 from sextant.simulator.fetch import WAYS
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Scenario
 from sextant.simulator.units import show
 from sextant.studies import fetches, hidden, solve

@@ -10,24 +10,27 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError, nearest
+from sextant.simulator.result import part as part_of
+from sextant.simulator.timed import joined
 from sextant.simulator.types import Flag, Plan, Result, Scenario
-from sextant.studies import answer, metrics, search_space, training
+from sextant.studies import answer, memory, metrics, search_space, training
 from sextant.studies.limits import plan_limits, undefined
-from sextant.studies.memory import operands
 from sextant.studies.pareto import front
 from sextant.studies.workers import shared
+from sextant.workloads.ops import hyperconnection
 
 #: Swept as arrays; what a catalogue calls structural is evaluated value by value instead.
 _NUMBERS = ("zero_stage", "tensor", "context", "data", "expert", "micro_batch")
 #: Of these, and of the structural ones, those that operators depend on.
 _OPERATED = ("pipeline", *_NUMBERS[1:])
+#: Most plans of one evaluation: arrays that stay small.
 _CHUNK = 16_384
 
 
@@ -120,19 +123,19 @@ def search(
     if scenario.axes or scenario.solve:
         raise InputError("a search varies the plan alone; remove axes and solve, or use `sextant run`")
     scenario = replace(scenario, engine="analytic")
-    space = search_space.values(scenario)
-    families = [found for key in _families(scenario, space) if (found := _family(scenario, space, *key))]
-    if not families:
+    groups = list(_groups(scenario, search_space.values(scenario)))
+    if not groups:
         raise InputError("search: no plan uses this number of devices; widen the lists under search")
-    total = sum(map(len, families))
-    done: list[Group] = []
-    results: list[Result] = []
-    answers = shared(partial(_evaluated, scenario), families, n_workers)
-    for groups, found in zip(families, answers, strict=True):
-        done += groups
-        results += found
-        progress(len(done), total)
-    return _collected(scenario, done, results)
+    done = 0
+    results: list[Result] = [answer.nothing(0)] * len(groups)
+    shares = _shares(groups, n_workers)
+    answers = shared(partial(_evaluated, scenario), [[groups[i] for i in share] for share in shares], n_workers)
+    for share, found in zip(shares, answers, strict=True):
+        for i, each in zip(share, found, strict=True):
+            results[i] = each
+        done += len(share)
+        progress(done, len(groups))
+    return _collected(scenario, groups, results)
 
 
 def objective(scenario: Scenario) -> str:
@@ -155,32 +158,35 @@ def sign(scenario: Scenario, by: str) -> float:
     return -1.0 if more else 1.0
 
 
-def _families(scenario: Scenario, space: Mapping[str, Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    """(recompute, overlap, n_comm_sms) in order, each with the schedules that are tried with it."""
+def _groups(scenario: Scenario, space: Mapping[str, Sequence[Any]]) -> Iterator[Group]:
+    """Every structure in order."""
     tried = {name: search_space.overlaps(scenario, name) for name in space["schedule"]}
     pairs = list(dict.fromkeys(pair for each in tried.values() for pair in each))
     for recompute, pair in product(space["recompute"], pairs):
-        yield recompute, *pair, [name for name in space["schedule"] if pair in tried[name]]
+        schedules = [name for name in space["schedule"] if pair in tried[name]]
+        for name, pipeline, virtual in product(schedules, space["pipeline"], space["virtual_stages"]):
+            if not _makes_sense(name, pipeline, virtual, space):
+                continue
+            overlap, sms = pair
+            plan = replace(
+                scenario.plan, schedule=name, pipeline=pipeline, virtual_stages=virtual, recompute=recompute,
+                overlap=overlap, n_comm_sms=sms, layers_per_stage=(),
+            )  # fmt: skip
+            numbers = _numbers(scenario, space, pipeline)
+            if len(numbers["tensor"]):
+                reasons = _reasons(_with(scenario, plan, numbers), len(numbers["tensor"]))
+                yield Group(plan=plan, numbers=numbers, reasons=reasons)
 
 
-def _family(
-    scenario: Scenario, space: Mapping[str, Sequence[Any]], recompute: tuple[str, ...], overlap: str, sms: float,
-    schedules: Sequence[str],
-) -> list[Group]:  # fmt: skip
-    """The groups whose operators are the same, whatever their schedule."""
-    groups = []
-    for name, pipeline, virtual in product(schedules, space["pipeline"], space["virtual_stages"]):
-        if not _makes_sense(name, pipeline, virtual, space):
-            continue
-        plan = replace(
-            scenario.plan, schedule=name, pipeline=pipeline, virtual_stages=virtual, recompute=recompute,
-            overlap=overlap, n_comm_sms=sms, layers_per_stage=(),
-        )  # fmt: skip
-        numbers = _numbers(scenario, space, pipeline)
-        if len(numbers["tensor"]):
-            reasons = _reasons(_with(scenario, plan, numbers), len(numbers["tensor"]))
-            groups.append(Group(plan=plan, numbers=numbers, reasons=reasons))
-    return groups
+def _shares(groups: Sequence[Group], n_workers: int) -> list[list[int]]:
+    """Groups that are evaluated together: of one overlap, whose operators are timed for all its schedules at once; as
+    many shares of each as there are workers, all with the same pipelines."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    pipelines = list(dict.fromkeys(float(group.plan.pipeline) for group in groups))
+    for i, group in enumerate(groups):
+        share = pipelines.index(float(group.plan.pipeline)) % n_workers
+        found.setdefault((group.plan.overlap, group.plan.n_comm_sms, share), []).append(i)
+    return list(found.values())
 
 
 def _makes_sense(name: str, pipeline: float, virtual: float, space: Mapping[str, Sequence[Any]]) -> bool:
@@ -217,30 +223,63 @@ def _reasons(scenario: Scenario, n_points: int) -> dict[str, NDArray[np.bool_]]:
 
 
 def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> list[Result]:
-    """The results of the possible plans of each group."""
+    """The results of the possible plans of each group; all have one overlap."""
     if scenario.load.phase != "training":
-        return [answer.evaluate(_possible(scenario, group), len(group.possible)) for group in groups]
-    results: list[Result] = []
-    rows = [_rows(group) for group in groups]
-    distinct, which = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
-    which = which.ravel()
-    plans = _with(scenario, groups[0].plan, dict(zip(_OPERATED, distinct.T, strict=True))) if len(distinct) else None
-    step = None if plans is None else training.sharded_step(plans)
-    timed = None if plans is None else training.timed_step(plans, step).merged()
-    sizes = None if step is None else operands(step)
-    ends = np.cumsum([len(each) for each in rows])
-    for group, end, own in zip(groups, ends, rows, strict=True):
-        part, n = _possible(scenario, group), len(own)
-        if timed is None or sizes is None or not n:
-            results.append(answer.nothing(n))
-            continue
-        at = which[end - n : end]
-        results.append(training.evaluate_timed(part, timed.take(at), n, detail=False, operands=sizes.take(at)))
+        return [answer.evaluate(_possible(scenario, [group]), len(group.possible)) for group in groups]
+    results = [answer.nothing(0)] * len(groups)
+    sets: dict[tuple[str, ...], list[int]] = {}
+    for i, group in enumerate(groups):
+        if len(group.possible):
+            sets.setdefault(group.plan.recompute, []).append(i)
+    if not sets:
+        return results
+    # Plans that differ in what they make again have other operators, and are points like all others from here on.
+    timed, sizes, held = [], [], []
+    at: dict[int, NDArray[np.intp]] = {}
+    for members in sets.values():
+        rows = [_rows(groups[i]) for i in members]
+        distinct, which = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+        plans = _with(scenario, groups[members[0]].plan, dict(zip(_OPERATED, distinct.T, strict=True)))
+        step = training.sharded_step(plans)
+        timed.append(training.timed_step(plans, step).merged(lambda op: hyperconnection.is_remade(op.name)))
+        held.append(memory.step_bytes(plans, step))
+        at |= zip(
+            members, np.split(which.ravel() + sum(sizes), np.cumsum([len(each) for each in rows])[:-1]), strict=True
+        )
+        sizes.append(len(distinct))
+    all_timed, all_held = joined(timed, sizes), memory.joined(held, sizes)
+    for members in _bundles(groups, sorted(at)):
+        index = np.concatenate([at[i] for i in members])
+        part = _possible(scenario, [groups[i] for i in members])
+        found = training.evaluate_timed(
+            part, all_timed.take(index), len(index), detail=False, held=all_held.take(index)
+        )
+        ends = np.cumsum([0, *(len(at[i]) for i in members)]).tolist()
+        for i, (start, stop) in zip(members, pairwise(ends), strict=True):
+            results[i] = part_of(found, start, stop)
     return results
 
 
-def _possible(scenario: Scenario, group: Group) -> Scenario:
-    return _with(scenario, group.plan, {name: values[group.possible] for name, values in group.numbers.items()})
+def _bundles(groups: Sequence[Group], members: Sequence[int]) -> Iterator[list[int]]:
+    """Groups that differ in nothing but what they make again, at most ``_CHUNK`` plans together, or one group."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i in members:
+        plan = groups[i].plan
+        alike.setdefault((plan.schedule, plan.pipeline, plan.virtual_stages), []).append(i)
+    for same in alike.values():
+        bundle: list[int] = []
+        for i in same:
+            if bundle and sum(len(groups[j].possible) for j in (*bundle, i)) > _CHUNK:
+                yield bundle
+                bundle = []
+            bundle.append(i)
+        yield bundle
+
+
+def _possible(scenario: Scenario, groups: Sequence[Group]) -> Scenario:
+    """The scenario with the possible plans of groups, one after the other."""
+    numbers = {name: np.concatenate([group.numbers[name][group.possible] for group in groups]) for name in _NUMBERS}
+    return _with(scenario, groups[0].plan, numbers)
 
 
 def _rows(group: Group) -> NDArray[np.float64]:

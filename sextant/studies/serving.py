@@ -11,10 +11,11 @@ import numpy as np
 from sextant.simulator import cost, des
 from sextant.simulator.capacity import Capacity, capacity
 from sextant.simulator.chunk import LayerTimes, layer_times
-from sextant.simulator.evaluate import TimedStep, interval, is_compute, is_message, provenance_shares, time_ops
+from sextant.simulator.evaluate import interval, provenance_shares, time_ops
 from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.result import result
 from sextant.simulator.spread import paced
+from sextant.simulator.timed import TimedStep, is_compute, is_message
 from sextant.simulator.types import Flag, Num, Op, Plan, Result, Scenario
 from sextant.studies import fetches
 from sextant.studies.breakdown import breakdown

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from sextant.simulator import schedule
 from sextant.simulator.chunk import alone_s, layer_times, pair_exposed_s, pair_s
-from sextant.simulator.evaluate import TimedStep, communication_share, time_ops
+from sextant.simulator.evaluate import communication_share, time_ops
 from sextant.simulator.partition import balance
 from sextant.simulator.spread import Pace
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.types import Num, Scenario
 from sextant.studies.pace import Waits, pace_of
 from sextant.workloads import parameters

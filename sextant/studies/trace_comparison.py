@@ -17,7 +17,7 @@ import numpy as np
 
 from sextant.simulator.chunk import layer_times, pair_s
 from sextant.simulator.errors import InputError
-from sextant.simulator.evaluate import TimedOp, TimedStep
+from sextant.simulator.timed import TimedOp, TimedStep
 from sextant.simulator.types import Op, Scenario
 from sextant.studies import stages, training
 from sextant.validate import trace as profile

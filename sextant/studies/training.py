@@ -7,17 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
-from sextant.simulator.evaluate import (
-    TimedStep,
-    distinct_points,
-    in_line_s,
-    interval,
-    provenance_shares,
-    seconds_of,
-    time_ops,
-)
+from sextant.simulator.evaluate import distinct_points, in_line_s, interval, provenance_shares, seconds_of, time_ops
 from sextant.simulator.result import join, result
 from sextant.simulator.spread import behind_s
+from sextant.simulator.timed import TimedStep
 from sextant.simulator.trace import Counter
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
 from sextant.studies import goodput, played
@@ -25,8 +18,7 @@ from sextant.studies.breakdown import breakdown
 from sextant.studies.chunk_traffic import beside, ends_s, loaded_chunk_times, moved
 from sextant.studies.early_sends import early
 from sextant.studies.limits import plan_limits
-from sextant.studies.memory import Operands, RankMemory, memory_use, rank_memories, timelines
-from sextant.studies.memory import operands as memory_operands
+from sextant.studies.memory import RankMemory, StepBytes, memory_use, rank_memories, step_bytes, timelines
 from sextant.studies.pace import lasting_s, pace_of
 from sextant.studies.played import pick
 from sextant.studies.sends import blocked, send_bytes, waited_s
@@ -49,7 +41,7 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
         index = [np.flatnonzero(~bad), np.flatnonzero(bad)]
         return join([evaluate_training(paths.take(scenario, i), len(i)) for i in index], index)
     step = sharded_step(scenario)
-    return evaluate_timed(scenario, timed_step(scenario, step), n_points, operands=memory_operands(step))
+    return evaluate_timed(scenario, timed_step(scenario, step), n_points, held=step_bytes(scenario, step))
 
 
 def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
@@ -77,14 +69,14 @@ def memory_by_rank(scenario: Scenario) -> list[RankMemory]:
     """Memory of every rank of a training scenario of one point, by part."""
     timed = timed_step(scenario)
     stages = layout(scenario, timed, 1).at(0)
-    return rank_memories(scenario, stages, memory_operands(sharded_step(scenario)))
+    return rank_memories(scenario, stages, step_bytes(scenario, sharded_step(scenario)))
 
 
 def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]]]:
     """Per rank ``(start_s, end_s, bytes)`` of the HBM in use at every instruction of a training scenario, one point."""
     timed = timed_step(scenario)
     stages = layout(scenario, timed, 1).at(0)
-    return timelines(scenario, stages, memory_operands(sharded_step(scenario)), pipeline_run(scenario))
+    return timelines(scenario, stages, step_bytes(scenario, sharded_step(scenario)), pipeline_run(scenario))
 
 
 def timed_step(scenario: Scenario, step: Step | None = None) -> TimedStep:
@@ -107,17 +99,20 @@ def sharded_step(scenario: Scenario) -> Step:
 
 
 def evaluate_timed(
-    scenario: Scenario, timed: TimedStep, n_points: int, *, operands: Operands, detail: bool = True
+    scenario: Scenario, timed: TimedStep, n_points: int, *, held: StepBytes, detail: bool = True
 ) -> Result:
     """``evaluate_training`` of points whose schedule exists and whose operators are timed already.
 
-    ``operands`` are those of its operators (``memory.operands``). ``detail`` adds the operators
-    of the first point and the shares of provenance.
+    ``held`` is what a micro-batch keeps (``memory.step_bytes``); all that depends on ``plan.recompute`` is in it and
+    in ``timed``. ``detail`` adds the operators of the first point and the shares of provenance.
     """
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    moves, alone = moved(scenario, stages), early(scenario, timed, stages, chunk_times(scenario, timed, stages))
+    moves, alone = (
+        moved(scenario, stages, held.kept),
+        early(scenario, timed, stages, chunk_times(scenario, timed, stages)),
+    )
     chunks = blocked(scenario, alone if moves is None else beside(alone, moves))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     work = _rank_work(plan, chunks, stages, micro_batches)
@@ -135,7 +130,7 @@ def evaluate_timed(
     step_s = run["pipeline_s"] + optimizer_s
     low, high = interval(timed, layers)
     used = plan.tensor * plan.context * plan.pipeline * plan.data
-    memory, rates = memory_use(scenario, stages, operands), _rates(scenario, step_s, used)
+    memory, rates = memory_use(scenario, stages, held), _rates(scenario, step_s, used)
     columns = {
         "step_time_s": step_s, "step_time_low_s": step_s * low, "step_time_high_s": step_s * high,
         **{name: value for name, value in run.items() if name != "pipeline_s"},

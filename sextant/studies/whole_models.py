@@ -17,7 +17,8 @@ import numpy as np
 
 from sextant import hwmodels
 from sextant.simulator.errors import InputError
-from sextant.simulator.evaluate import TimedOp, TimedStep, time_ops
+from sextant.simulator.evaluate import time_ops
+from sextant.simulator.timed import TimedOp, TimedStep
 from sextant.simulator.types import Cluster, Load, Scenario
 from sextant.studies import fetches, whole_kernels
 from sextant.validate import prediction

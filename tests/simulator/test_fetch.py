@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sextant.hwmodels import FITS, device
 from sextant.simulator import paths
 from sextant.simulator.errors import InputError
-from sextant.simulator.evaluate import TimedOp
 from sextant.simulator.fetch import COPY_ENGINE_SLOWDOWN, WAYS, fetched, shared, slowdown
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.prefetch import Fetch, played
+from sextant.simulator.timed import TimedOp
 from sextant.simulator.types import Cluster, Device, Num, Op
 
 H200 = Cluster(name="one", device=device("h200"), n_devices=1.0, tiers={})
