@@ -83,24 +83,25 @@ class TimedStep:
         return TimedStep(step=self.step, ops=tuple(ops), beside=beside, varied=varied)
 
     def merged(self, apart: Callable[[Op], bool] = lambda op: False) -> TimedStep:
-        """Compute of one part, block, phase and stream as one operator each, without its bound; messages stay apart,
-        and what ``apart`` names.
+        """Compute of one part, block, phase and stream as one operator each, without its name and its bound; messages
+        stay apart, and what ``apart`` picks.
 
         ``table``, ``interval``, ``varying`` and ``in_line_s`` of it are the same to the last bit where nothing else is
         apart, and faster for many points.
         """
-        groups: dict[object, list[TimedOp]] = {}
+        groups: dict[Hashable, list[TimedOp]] = {}
         for i, item in enumerate(self.ops):
             op, alone = item.op, is_message(item.op) or apart(item.op)
             groups.setdefault(i if alone else (op.part, op.block, op.phase, op.stream), []).append(item)
         ops = []
-        for members in groups.values():
+        for key, members in groups.items():
             sums = {
                 end: sum((each.op.count * getattr(each.time, end) for each in members), 0.0)
                 for end in ("seconds", "low", "high")
             }
             time = Estimate(limits={}, provenance=members[0].time.provenance, **sums)
-            ops.append(TimedOp(op=replace(members[0].op, count=1.0), time=time))
+            name = "" if isinstance(key, tuple) else members[0].op.name
+            ops.append(TimedOp(op=replace(members[0].op, name=name, count=1.0), time=time))
         beside = None if self.beside is None else self.beside.merged(apart)
         return TimedStep(step=self.step, ops=tuple(ops), beside=beside, varied=self.varying())
 
@@ -185,7 +186,7 @@ def _named(step: TimedStep) -> dict[Hashable, TimedOp]:
     found: dict[Hashable, TimedOp] = {}
     for item in step.ops:
         op, i = item.op, 0
-        while (key := (op.part, op.block, op.phase, op.stream, op.name if is_message(op) else "", i)) in found:
+        while (key := (op.part, op.block, op.phase, op.stream, op.name, i)) in found:
             i += 1
         found[key] = item
     return found

@@ -126,15 +126,25 @@ def search(
     groups = list(_groups(scenario, search_space.values(scenario)))
     if not groups:
         raise InputError("search: no plan uses this number of devices; widen the lists under search")
-    done = 0
-    results: list[Result] = [answer.nothing(0)] * len(groups)
     shares = _shares(groups, n_workers)
-    answers = shared(partial(_evaluated, scenario), [[groups[i] for i in share] for share in shares], n_workers)
+    parts = [[groups[i] for i in share] for share in shares]
+    done = 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        done += n
+        progress(done, len(groups))
+
+    if n_workers == 1:
+        answers = (_evaluated(scenario, part, count) for part in parts)
+    else:
+        answers = shared(partial(_evaluated, scenario), parts, n_workers)
+    results: list[Result] = [answer.nothing(0)] * len(groups)
     for share, found in zip(shares, answers, strict=True):
         for i, each in zip(share, found, strict=True):
             results[i] = each
-        done += len(share)
-        progress(done, len(groups))
+        if n_workers > 1:
+            count(len(share))
     return _collected(scenario, groups, results)
 
 
@@ -222,15 +232,21 @@ def _reasons(scenario: Scenario, n_points: int) -> dict[str, NDArray[np.bool_]]:
     return {text: np.broadcast_to(np.asarray(hit, dtype=bool), (n_points,)) for text, hit in limits.items()}
 
 
-def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> list[Result]:
-    """The results of the possible plans of each group; all have one overlap."""
-    if scenario.load.phase != "training":
-        return [answer.evaluate(_possible(scenario, [group]), len(group.possible)) for group in groups]
+def _evaluated(
+    scenario: Scenario, groups: Sequence[Group], tell: Callable[[int], None] = lambda n: None
+) -> list[Result]:
+    """The results of the possible plans of each group; all have one overlap. ``tell`` gets how many more are done."""
     results = [answer.nothing(0)] * len(groups)
+    if scenario.load.phase != "training":
+        for i, group in enumerate(groups):
+            results[i] = answer.evaluate(_possible(scenario, [group]), len(group.possible))
+            tell(1)
+        return results
     sets: dict[tuple[str, ...], list[int]] = {}
     for i, group in enumerate(groups):
         if len(group.possible):
             sets.setdefault(group.plan.recompute, []).append(i)
+    tell(len(groups) - sum(map(len, sets.values())))
     if not sets:
         return results
     # Plans that differ in what they make again have other operators, and are points like all others from here on.
@@ -257,6 +273,7 @@ def _evaluated(scenario: Scenario, groups: Sequence[Group]) -> list[Result]:
         ends = np.cumsum([0, *(len(at[i]) for i in members)]).tolist()
         for i, (start, stop) in zip(members, pairwise(ends), strict=True):
             results[i] = part_of(found, start, stop)
+        tell(len(members))
     return results
 
 

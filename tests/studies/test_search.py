@@ -49,6 +49,25 @@ def test_a_plan_of_the_search_is_the_plan_alone(found):
             assert values[0] == pytest.approx(found.columns[name][i], rel=1e-12), (name, found.plan(i))
 
 
+def test_streams_made_again_leave_early_in_a_search_too():
+    """When messages leave depends on operators by name (mHC's recompute): the search must not lose them."""
+    space = [
+        "engine=analytic", "search.pipeline=[2, 4]", "search.expert=[8]", "search.micro_batch=[1]",
+        "search.zero_stage=[1]", "search.tensor=[1]", "search.schedule=[1f1b, dualpipe]", "search.virtual_stages=[1]",
+        "search.recompute=[[norm, mla_up], [norm, mla_up, mhc]]",
+    ]  # fmt: skip
+    asked = replace(question("mhc_h800_training", space).scenario, axes=())
+    asked = replace(asked, model=replace(asked.model, n_streams=4.0), plan=replace(asked.plan, early_sends=True))
+    found = search(asked)
+    done = np.flatnonzero(found.columns["step_time_s"] > 0)
+    assert {(found.plan(i)["schedule"], "mhc" in found.plan(i)["recompute"]) for i in done.tolist()} >= {
+        ("1f1b", True), ("1f1b", False), ("dualpipe", True),
+    }  # fmt: skip
+    for i in done.tolist():
+        for name, values in alone(found, i).columns.items():
+            assert values[0] == pytest.approx(found.columns[name][i], rel=1e-12), (name, found.plan(i))
+
+
 def test_several_processes_find_the_same(found):
     """To the last bit, in the same order."""
     shared = search(question("deepseek_v3_h800_training", SMALL).scenario, n_workers=2)
