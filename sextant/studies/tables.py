@@ -80,7 +80,25 @@ def _time(found: Answer) -> list[str]:
     sent = messages_s(found.result)
     exposed = float(found.result.columns.get("exposed_comm_s", [0.0])[0])
     note = f"messages: {shown('x_s', sent)} in all; exposed, with waiting for slower GPUs: {shown('x_s', exposed)}"
-    return ["", rendered(table), *([note] if sent else []), ""]
+    return ["", rendered(table), *([note] if sent else []), *(_ranks(found) if training else []), ""]
+
+
+def _ranks(found: Answer) -> list[str]:
+    """Between what the parts of a step lie over the ranks of its pipeline, whose means the table shows."""
+    from sextant.studies.training import parts_by_rank
+
+    scenario, columns = found.question.scenario, found.result.columns
+    if float(scenario.plan.pipeline) <= 1:
+        return []
+    ranks = parts_by_rank(scenario, float(columns["step_time_s"][0] - columns["optimizer_s"][0]))
+    names = ("forward_s", "backward_input_s", "backward_weight_s", "forward_backward_s", "bubble_s")
+    texts = []
+    for name in names:
+        values = [float(each[name]) for each in ranks]
+        if max(values) > 0:
+            label = METRICS[name].label.partition(":")[0]
+            texts.append(f"{label} {shown(name, min(values))} to {shown(name, max(values))}")
+    return wrapped(f"over the ranks of the pipeline: {', '.join(texts)}")
 
 
 def _memory(found: Answer) -> list[str]:

@@ -79,6 +79,16 @@ def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]
     return timelines(scenario, stages, step_bytes(scenario, sharded_step(scenario)), pipeline_run(scenario))
 
 
+def parts_by_rank(scenario: Scenario, pipeline_s: float) -> list[dict[str, Num]]:
+    """What every rank does of a pipeline's ``pipeline_s`` seconds, a training scenario of one point: the columns of a
+    result whose means over the ranks it shows."""
+    plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
+    stages = layout(scenario, timed, 1)
+    chunks = blocked(scenario, loaded_chunk_times(scenario, timed, stages))
+    work = _rank_work(plan, chunks, stages, load.batch / (plan.data * plan.micro_batch))
+    return [_parts(kinds, pipeline_s, 0.0) for kinds in work]
+
+
 def timed_step(scenario: Scenario, step: Step | None = None) -> TimedStep:
     """Every operator of a micro-batch with its time; ``step`` has them (``sharded_step``) where they are known.
 

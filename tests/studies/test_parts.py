@@ -6,6 +6,7 @@ from sextant.studies import catalogue, tables
 from sextant.studies.answer import answer, question
 from sextant.studies.parts import REST, messages_s, parts
 from sextant.studies.report import Answer
+from sextant.studies.training import parts_by_rank
 
 
 @pytest.mark.parametrize("name", catalogue.scenario_names())
@@ -50,3 +51,20 @@ def test_run_shows_it():
     text = tables.answer(Answer(question=asked, result=answer(asked)))
     words = ("where the time goes", "attention", "feed-forward", "bubble", "optimizer", "exposed messages", "100.0%")
     assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize("sets", [[], ["plan.schedule=1f1b", "plan.overlap=none"], ["engine=analytic"]])
+def test_the_parts_of_a_step_are_means_over_its_ranks(sets):
+    """Every rank's parts add up to the pipeline's time, and the first, which holds the head, idles least."""
+    asked = question("deepseek_v3_h800_training", sets)
+    columns = answer(asked).columns
+    pipeline_s = float(columns["step_time_s"][0] - columns["optimizer_s"][0])
+    ranks = parts_by_rank(asked.scenario, pipeline_s)
+    assert len(ranks) == 16
+    names = ("forward_s", "backward_input_s", "backward_weight_s", "forward_backward_s", "bubble_s")
+    for name in names:
+        values = [float(each[name]) for each in ranks]
+        assert sum(values) / 16 == pytest.approx(columns[name][0], rel=1e-9)
+    assert all(sum(float(each[name]) for name in names) == pytest.approx(pipeline_s) for each in ranks)
+    bubbles = [float(each["bubble_s"]) for each in ranks]
+    assert min(bubbles) == bubbles[0] > 0 or sets[:1] == ["plan.schedule=1f1b"]
