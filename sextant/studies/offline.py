@@ -47,12 +47,16 @@ class Served:
     ``compute_s`` is the GPU's work, ``launch_s`` what an iteration without a graph waits for launches beyond that,
     ``fetch_s`` the fetch of Engram rows, ``stalled_s`` what of it nothing hides, ``host_s`` the host's work while the
     GPU waits. ``low_s`` and ``high_s`` are the 90% interval of their sum, everything at its own end at once;
-    ``engram_s`` is what of the sum Engram's operators and their fetches take, with an interval of its own.
+    ``engram_s`` is what of the sum Engram's operators and their fetches take, with an interval of its own. ``text_s``,
+    shape (n_batches,), is what the host takes at the end to make text of all tokens, with its interval.
     """
 
     iterations: Iterations
     batch_of: NDArray[np.int64]
     n_output_tokens: NDArray[np.int64]
+    text_s: Array
+    text_low_s: Array
+    text_high_s: Array
     engine: Engine
     compute_s: Array
     launch_s: Array
@@ -77,8 +81,8 @@ class Served:
         return sums.astype(np.float64)
 
     def tokens_per_s(self, seconds: Array | None = None) -> Array:
-        """Output tokens of each batch of requests over its seconds, shape (n_batches,)."""
-        return self.n_output_tokens / self.total_s(self.seconds if seconds is None else seconds)
+        """Output tokens of each batch of requests over its seconds and those of its text, shape (n_batches,)."""
+        return self.n_output_tokens / (self.total_s(self.seconds if seconds is None else seconds) + self.text_s)
 
 
 def lengths(scenario: Scenario, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -118,7 +122,10 @@ def serve(scenario: Scenario, seeds: Sequence[int]) -> Served:
         where = np.flatnonzero(joined.prefill == prefill)
         for name, seconds in _timed(scenario, _at(joined, where), prefill).items():
             parts.setdefault(name, np.zeros(len(joined.prefill)))[where] = seconds
+    rate = scenario.cluster.device.kernels["engine_text"]
+    text_s = np.array([np.sum(host_work_s(rate, outputs)) for _, outputs in drawn])
     return Served(
+        text_s=text_s, text_low_s=text_s * rate.low * HOST_LOW, text_high_s=text_s * rate.high * HOST_HIGH,
         iterations=joined, batch_of=np.repeat(np.arange(len(runs)), [len(run.prefill) for run in runs]),
         n_output_tokens=np.array([outputs.sum() for _, outputs in drawn]), engine=bounds,
         **{f"{name}_s": seconds for name, seconds in parts.items()},

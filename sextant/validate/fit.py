@@ -22,7 +22,7 @@ from sextant.hwmodels.fits import read_fits, write_fits
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Device
 from sextant.validate.fit_attention import fit_attention, fit_mla, regime
-from sextant.validate.fit_collective import fit_collective
+from sextant.validate.fit_collective import fit_collective, fit_send, sent_rows
 from sextant.validate.fit_conv2d import fit_conv2d
 from sextant.validate.fit_engine import fit_engine
 from sextant.validate.fit_exchange import fit_exchange
@@ -127,8 +127,12 @@ def fit_attentions(rows: Sequence[Row], device: Device, source: str) -> list[Fit
 
 
 def fit_collectives(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
-    """The block ``collective`` from NVLink rows of one node of this device."""
-    return [fit_collective(rows, device, _nvlink_bytes_per_s(device), source)]
+    """The block ``collective`` from NVLink rows of one node of this device, and that of what is only sent."""
+    nvlink = _nvlink_bytes_per_s(device)
+    found = fit_collective(rows, device, nvlink, source)
+    if not sent_rows(rows):
+        return [found]
+    return [found, fit_send(rows, with_fit(device, found.name, found.fit), nvlink, source)]
 
 
 def fit_exchanges(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate
-from sextant.simulator.kernels.collective import SWITCHED
+from sextant.simulator.kernels.collective import SEND, SENT, SWITCHED
 from sextant.simulator.types import Cluster, Device, KernelFit, Link, Num, Op, Tier
 from sextant.validate.prediction import operators
 from sextant.validate.solver import (
@@ -44,6 +45,10 @@ COLLECTIVE_BOUNDS = {
     "switch_efficiency": Bounds(start=0.6, low=0.3, high=1.0),
     "switch_s": Bounds(start=2e-5, low=1e-6, high=1e-4),
 }
+
+SEND_BOUNDS = {
+    "efficiency": Bounds(start=0.8, low=0.3, high=1.0), "chunk_s": Bounds(start=1e-6, low=0.0, high=1e-4),
+}  # fmt: skip
 
 #: What tells groups of different sizes apart.
 _BY_GROUP = (
@@ -94,9 +99,21 @@ def plain_case(row: Row) -> dict[str, str | float]:
     return {**case, "n_gpus": 2.0} if row["op"] == "send_recv" else case
 
 
-def plain_rows(rows: Sequence[Row]) -> list[Row]:
-    """Timed rows of the plain collectives, as cases of the law, in order."""
-    return [{**row, **plain_case(row)} for row in rows if row.get("us", "") != "" and not row.get("variant")]
+def plain_rows(rows: Sequence[Row]) -> Sequence[Row]:
+    """Timed rows of the plain collectives, as cases of the law, in order; ``medians`` where measured several times."""
+    return medians([{**row, **plain_case(row)} for row in rows if row.get("us", "") != "" and not row.get("variant")])
+
+
+def medians(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per case, with the median of its times: small collectives differ by a third from pass to pass."""
+    times: dict[tuple[str, ...], list[float]] = {}
+    first: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        names = ("op", "variant", "format", "n_gpus", "message_elements")
+        case = tuple(str(row.get(name, "")) for name in names)
+        times.setdefault(case, []).append(float(row["us"]))
+        first.setdefault(case, row)
+    return [{**first[case], **({"us": f"{np.median(us):.6g}"} if len(us) > 1 else {})} for case, us in times.items()]
 
 
 def _kind(row: Row) -> tuple[str, str]:
@@ -121,11 +138,11 @@ def fit_collective(
     """The block ``collective`` from NVLink rows. Whole message sizes (bytes) are held out, or with ``test_n_gpus`` all
     rows of groups of so many ranks.
 
-    Rows without a time and variants (uneven parts, both ways) take no part: those are judges. Rows of one group size
-    cannot tell what grows with it: those coefficients then stay as in ``device``'s own block, or where the search would
-    start.
+    Rows without a time, variants (uneven parts, both ways) and what is only sent take no part: variants are judges, the
+    others are ``fit_send``'s. Rows of one group size cannot tell what grows with it: those coefficients then stay
+    as in ``device``'s own block, or where the search would start.
     """
-    rows = plain_rows(rows)
+    rows = [row for row in plain_rows(rows) if row["op"] not in SENT]
     measured_s, test = column(rows, "us") * 1e-6, collective_test(rows, test_n_gpus)
 
     def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
@@ -139,6 +156,26 @@ def fit_collective(
         fixed = {name: float(own.get(name, COLLECTIVE_BOUNDS[name].start)) for name in _BY_GROUP}
     bounds = {name: b for name, b in COLLECTIVE_BOUNDS.items() if name not in fixed}
     return solve("collective", bounds, predict, measured_s, test, source, fixed)
+
+
+def fit_send(rows: Sequence[Row], device: Device, nvlink_bytes_per_s: float, source: str = "") -> Fitted:
+    """The block ``collective_send`` from messages between two GPUs; latencies are those of ``device``'s block
+    ``collective``. Whole sizes are held out. InputError where there are no such rows."""
+    rows = sent_rows(rows)
+    if not rows:
+        raise InputError(f"{SEND}: no rows of {' or '.join(SENT)} between two GPUs")
+    measured_s, test = column(rows, "us") * 1e-6, collective_test(rows)
+
+    def predict(fit: KernelFit, chosen: NDArray[np.bool_]) -> Array:
+        mine = [row for row, keep in zip(rows, chosen, strict=True) if keep]
+        return predict_collective(mine, with_fit(device, SEND, fit), nvlink_bytes_per_s)
+
+    return solve(SEND, SEND_BOUNDS, predict, measured_s, test, source)
+
+
+def sent_rows(rows: Sequence[Row]) -> Sequence[Row]:
+    """Timed rows of messages that are only sent."""
+    return [row for row in plain_rows(rows) if row["op"] in SENT and float(row["n_gpus"]) == 2]
 
 
 def collective_test(rows: Sequence[Row], test_n_gpus: Sequence[float] = ()) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Fit what an inference engine does beside its layers, from rows of ``engine_loop``: seconds of the host per iteration
 and per sequence or token (``engine_decode``, ``engine_prefill``, ``engine_hash``), per layer that is enqueued without a
-graph (``engine_layer``), and the sampler over the vocabulary (``memory_sampler``).
+graph (``engine_layer``), per text and its tokens (``engine_text``, rows of ``engine_text``), and the sampler over the
+vocabulary (``memory_sampler``).
 
 The rows are of one machine, run twice: the second run is held out. Another host is another speed; who uses these rates
 for one says how far to trust them.
@@ -22,7 +23,7 @@ from sextant.validate.solver import Array, Bounds, Fitted, Row, alone, column, s
 #: Blocks of the host's work: the rows they are of.
 HOST = {
     "engine_decode": "decode_loop", "engine_prefill": "prefill_loop", "engine_hash": "ngram_hash_cpu",
-    "engine_layer": "layer_enqueued",
+    "engine_layer": "layer_enqueued", "engine_text": "detokenise",
 }  # fmt: skip
 SAMPLER = "sampler_compiled"
 #: Logits per sequence in those rows, as in ``engine_loop``, which cannot be imported without torch.

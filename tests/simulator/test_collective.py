@@ -135,6 +135,12 @@ def test_no_rank_sends_less_than_it_must(variant: str, n_gpus: float, size: floa
             assert moved.inner_bytes + moved.outer_bytes >= turns * size * (1 - 1 / n_gpus) * (1 - 1e-12)
 
 
+@given(st.sampled_from([2.0, 4.0, 8.0]), sizes)
+def test_a_broadcast_in_a_node_passes_every_link_whole(n_gpus: float, size: float) -> None:
+    for name in ALGORITHMS["broadcast"]:
+        assert plan(shape(n_gpus, size), "broadcast", name).inner_bytes == size
+
+
 def test_plans_by_hand() -> None:
     """Two nodes of eight, 1,600 bytes: a ring sends 15 / 16 of them, an eighth of that over the card; trees send all
     up and down; switches take the buffer once and give back an eighth."""

@@ -30,7 +30,9 @@ def test_one_request_takes_the_sum_of_its_steps(scenario):
     prompts, outputs = offline.lengths(alone, 5)
     assert len(run.seconds) == outputs[0] and run.iterations.n_tokens[0] == prompts[0]
     assert run.total_s(run.seconds)[0] == pytest.approx(run.seconds.sum())
-    assert run.tokens_per_s()[0] == pytest.approx(outputs[0] / run.seconds.sum())
+    # Text is made at the end, of a request's outputs alone.
+    assert 0 < run.text_low_s[0] < run.text_s[0] < run.text_high_s[0] < 2e-3
+    assert run.tokens_per_s()[0] == pytest.approx(outputs[0] / (run.seconds.sum() + run.text_s[0]))
     # A single request is bound by what every token reads: all weights.
     weights_s = 2 * 4.022e9 / scenario.cluster.device.memories["hbm"].bandwidth_bytes_per_s
     steps = run.seconds[1:]

@@ -61,5 +61,19 @@ def test_the_shipped_rates_are_those_of_the_shipped_rows():
 
     folder = Path(fit.__file__).parent / "data" / "measured"
     rows = [row for i in (0, 1) for row in fit.read_rows(folder / f"h100_engine_loop_{i}.csv")]
+    rows += [row for i in (0, 1) for row in fit.read_rows(folder / f"h100_engine_text_{i}.csv")]
     for block in fit_engine(rows, device("h100")):
         assert block.fit.coefficients == pytest.approx(own_fits("h100")[block.name].coefficients, rel=1e-3)
+
+
+def test_text_is_that_of_the_tokens_and_takes_longer_for_more():
+    pytest.importorskip("transformers")
+    from sextant.validate import engine_text
+
+    made = engine_text.tokenizer(2_000)
+    assert len(made) == 2_000
+    vocabulary = made.get_vocab()
+    assert made.decode([vocabulary["a"], vocabulary["\u0120"], vocabulary["b"]]) == "a b"
+    rows = engine_text.measured(made, 0.05, (16, 1024))
+    assert [(row["work"], row["n"]) for row in rows] == [("detokenise", 16), ("detokenise", 1024)]
+    assert float(str(rows[0]["us_p10"])) < float(str(rows[1]["us_p10"]))

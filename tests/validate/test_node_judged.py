@@ -113,7 +113,8 @@ def test_the_harness_file_can_be_fitted(tmp_path: Path, capsys):
     for name in ("pair_loss", "step_s"):
         assert found.coefficients[name] == before[name]
     assert found.coefficients["ring_efficiency"] < before["ring_efficiency"]
-    (block,) = fit.fit_collectives(rows, H100, "")
+    blocks = fit.fit_collectives(rows, H100, "")
     n_judges = sum(bool(row["variant"]) for row in rows)
-    assert block.training.n_rows + block.held_out.n_rows == len(rows) - n_judges
-    assert block.held_out.mape < 0.03
+    assert sum(block.training.n_rows + block.held_out.n_rows for block in blocks) == len(rows) - n_judges
+    assert [block.name for block in blocks] == ["collective", "collective_send"]
+    assert all(block.held_out.mape < 0.03 for block in blocks)

@@ -72,6 +72,8 @@ def _hierarchical(shape: Mapping[str, Num], variant: str) -> Plan:
     outer_steps: Num = n_nodes - 1.0
     if variant == "broadcast":
         outer_bytes, outer_steps = size / local * _several(n_nodes), doublings
+        # In one node nothing comes by other cards: the root's buffer passes every link whole.
+        inner_bytes = np.where(np.asarray(n_nodes) > 1, inner_bytes, size * np.where(np.asarray(local) > 1, 1.0, 0.0))
     elif variant == "all_reduce":
         outer_steps = 2.0 * doublings
     return Plan(

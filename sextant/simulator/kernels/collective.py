@@ -10,7 +10,9 @@ from the latency-bound to the bandwidth-bound end, in place of a table of protoc
 may run, the fastest is taken, point by point, as a library's tuner would; ``estimate`` takes another by name.
 
 Within a node the rate is the link's bandwidth times a fitted share, which takes the place of ``Link.efficiency``, and
-step latencies are fitted too. Between nodes nothing was measured: there the link's own efficiency and latency hold.
+step latencies are fitted too. What is only sent (send_recv, a broadcast to one other) reaches more of it than a ring of
+two, whose ranks have a part of their own to copy: efficiency and chunk_s of the block ``collective_send``, where it was
+measured. Between nodes nothing was measured: there the link's own efficiency and latency hold.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ N_CHANNELS = 24.0
 
 #: Widening of the interval for groups that span nodes: no such collective was measured.
 OUTER_LOW, OUTER_HIGH = 0.8, 1.4
+
+#: The block of messages that are only sent, and what may be one.
+SEND, SENT = "collective_send", ("send_recv", "broadcast")
 
 #: What NVSwitches can add.
 SWITCHED = ("bf16", "fp16", "fp32")
@@ -105,13 +110,18 @@ def _parts(op: Op, cluster: Cluster, fit: KernelFit, algorithm: str) -> tuple[Nu
     c, moved = fit.coefficients, plan(op.shape, op.variant, algorithm)
     n_nodes, local = nodes(op.shape)
     inner, outer = links(cluster, n_nodes)
-    inner_s = moved.inner_bytes / (inner.bandwidth_bytes_per_s * _share(op.variant, algorithm, local, c))
+    share, chunk_s = _share(op.variant, algorithm, local, c), c["chunk_s"]
+    send = cluster.device.kernels.get(SEND)
+    if send is not None and op.variant in SENT:
+        sent = (np.asarray(n_nodes) == 1) & ((op.variant == "send_recv") | (np.asarray(op.shape["n_gpus"]) == 2))
+        share = np.where(sent, send.coefficients["efficiency"], share)[()]
+        chunk_s = np.where(sent, send.coefficients["chunk_s"], chunk_s)[()]
+    inner_s = moved.inner_bytes / (inner.bandwidth_bytes_per_s * share)
     outer_s = moved.outer_bytes / (outer.bandwidth_bytes_per_s * outer.efficiency)
     link_s = np.maximum(inner_s, outer_s)
     if algorithm == "switch":
         return c["switch_s"], link_s, 2.0 * np.sqrt(c["chunk_s"] * link_s)
     fixed_s = c["base_s"] + moved.inner_steps * c["step_s"] + moved.outer_steps * outer.latency_s
-    chunk_s = c["chunk_s"]
     if op.variant == "all_to_all":
         base_s = c.get("direct_base_s", c["base_s"]) + (np.asarray(op.shape["n_gpus"]) - 1.0) * c.get("peer_s", 0.0)
         fixed_s = fixed_s - c["base_s"] + base_s + _setup_s(op.shape, c)

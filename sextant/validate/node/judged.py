@@ -21,7 +21,7 @@ from sextant.simulator.kernels import with_sms
 from sextant.simulator.pipeline import ChunkSeconds, simulate
 from sextant.simulator.types import Cluster
 from sextant.validate.fit import read_rows
-from sextant.validate.fit_collective import even_all_to_all, plain_case
+from sextant.validate.fit_collective import even_all_to_all, medians, plain_case
 from sextant.validate.node import layer_cases
 from sextant.validate.node.layer_cases import SMALL, V3
 from sextant.validate.prediction import predict
@@ -63,6 +63,7 @@ def predicted_us(cases: Sequence[Mapping[str, Any]], cluster: Cluster) -> list[f
 
 def collectives(rows: Sequence[Row], cluster: Cluster) -> Pairs:
     """By operation, variant, and whether latency or bandwidth rules (below or above 1 MiB)."""
+    rows = medians(rows)
     found = predicted_us([plain_case(row) for row in rows], cluster)
     return [
         (

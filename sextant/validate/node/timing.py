@@ -27,9 +27,10 @@ Call = Callable[[], object]
 LONG_US = 3000.0
 #: What a sample should last, and the most calls in it.
 SAMPLE_US, MAX_CALLS = 1500.0, 64
-#: Device cycles slept before a sample: about 0.2 ms at 1.7 GHz.
-SLEEP_CYCLES = 350_000
-BUDGET_US, MIN_SAMPLES, MAX_SAMPLES = 20_000.0, 7, 25
+#: Device cycles slept before a sample: about 0.2 ms at 1.7 GHz; and before a case: a device that has been idle comes to
+#: its clocks within some ten milliseconds, and until then a small collective takes up to half as long again.
+SLEEP_CYCLES, WAKE_CYCLES = 350_000, 50_000_000
+BUDGET_US, MIN_SAMPLES, MAX_SAMPLES = 40_000.0, 15, 41
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,8 @@ def span_us(ranks: Ranks, run: Call) -> float:
 
 def timed(ranks: Ranks, call: Call, *, budget_us: float = BUDGET_US, capture: bool = True) -> Times:
     """Times of ``call``, which every process makes; the same answer in all of them."""
+    if ranks.target.cuda:
+        torch.cuda._sleep(WAKE_CYCLES)
     for _ in range(2):
         call()
     first_us = min(ranks.slowest([span_us(ranks, call) for _ in range(3)]))
