@@ -123,7 +123,7 @@ def serve(scenario: Scenario, seeds: Sequence[int]) -> Served:
         for name, seconds in _timed(scenario, _at(joined, where), prefill).items():
             parts.setdefault(name, np.zeros(len(joined.prefill)))[where] = seconds
     rate = scenario.cluster.device.kernels["engine_text"]
-    text_s = np.array([np.sum(host_work_s(rate, outputs)) for _, outputs in drawn])
+    text_s = np.array([np.sum(host_work_s(rate, outputs.astype(np.float64))) for _, outputs in drawn])
     return Served(
         text_s=text_s, text_low_s=text_s * rate.low * HOST_LOW, text_high_s=text_s * rate.high * HOST_HIGH,
         iterations=joined, batch_of=np.repeat(np.arange(len(runs)), [len(run.prefill) for run in runs]),
