@@ -101,7 +101,7 @@ def slowdown(found: Fetched, ops: Iterable[TimedOp], seconds: Num, device: Devic
     lost_s: Num = 0.0
     for item in ops:
         if is_compute(item.op):
-            lost_s = lost_s + item.op.count * host_rows.slowed_s(item.op, item.time.seconds, device, found.in_flight)
+            lost_s = lost_s + item.op.count * host_rows.slowed_s(item.op, item.time, device, found.in_flight)
     return lost_s / seconds
 
 
