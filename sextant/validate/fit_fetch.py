@@ -58,7 +58,7 @@ def fit_fetch(rows: Sequence[Row], device: Device, source: str = "") -> list[Fit
     device = with_fit(device, cold.name, cold.fit)
     few = _few([row for row in single if float(row["programs"]) > 0], device, source)
     device = with_fit(device, few.name, few.fit)
-    few, seen = _beside(few, both, device)
+    few, seen = _beside(few, both, rows, device)
     return [cold, few, _slowed(both, source, seen, device)]
 
 
@@ -108,15 +108,27 @@ def _few(rows: Sequence[Row], device: Device, source: str) -> Fitted:
     return solve("gather_host_few", FEW, predict, measured_s, test, source)
 
 
-def _beside(few: Fitted, rows: Sequence[Row], device: Device) -> tuple[Fitted, Array]:
-    """The block with ``beside``, the median over the calls, and measured over predicted seconds of each."""
-    one = replace(few.fit, coefficients={**few.fit.coefficients, "beside": 1.0})
+def _beside(few: Fitted, both: Sequence[Row], rows: Sequence[Row], device: Device) -> tuple[Fitted, Array]:
+    """The block with ``beside`` and ``beside_rows``, medians over the calls of a kind, each once, and measured over
+    predicted seconds of each. Of kernels over rows it does not matter which came first: they leave room on every SM."""
+    one = replace(few.fit, coefficients={**few.fit.coefficients, "beside": 1.0, "beside_rows": 1.0})
     cluster = alone(with_fit(device, few.name, one))
-    rows = [row for row in rows if row["fetch_beside_us"]]
-    ratios = 1e-6 * column(rows, "fetch_beside_us") / np.asarray(beside_s(op_of(rows), cluster, rows_of(rows, device)))
-    factor = float(np.median(ratios))
-    fit = replace(one, coefficients={**one.coefficients, "beside": factor})
-    return replace(few, fit=fit), ratios / factor
+    streams = [row for row in rows if row.get("call") and _class(row) == "rows_s" and _in_flight(row) >= OPEN]
+    cores = [row for row in both if _class(row) != "rows_s"]
+    factors, seen = dict[str, float](), []
+    for name, part in (("beside", cores), ("beside_rows", streams)):
+        part = [row for row in part if row["fetch_beside_us"] and float(row["programs"]) == N_PROGRAMS]
+        if not part:
+            raise InputError(f"no fetch beside calls ({name}); measure all calls")
+        predicted_s = np.asarray(beside_s(op_of(part), cluster, rows_of(part, device)))
+        ratios = 1e-6 * column(part, "fetch_beside_us") / predicted_s
+        calls = {str(row["call"]) for row in part}
+        factors[name] = float(
+            np.median([np.median(ratios[[row["call"] == call for row in part]]) for call in sorted(calls)])
+        )
+        seen.append(ratios / factors[name])
+    fit = replace(one, coefficients={**one.coefficients, **factors})
+    return replace(few, fit=fit), np.concatenate(seen)
 
 
 def _slowed(rows: Sequence[Row], source: str, seen: Array, device: Device) -> Fitted:
