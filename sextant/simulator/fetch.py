@@ -3,7 +3,7 @@
     none         on demand: a kernel on all SMs, when the layer begins
     tokens       ahead, at the rate of that kernel alone, and nothing taken from compute: the best there could be
     copy_engine  ahead: threads of the CPU gather into a pinned buffer, the copy engine takes it over the link
-    few_sms      ahead: a kernel of a few programs that stay, and hold their SMs, until all rows are there
+    few_sms      ahead: a kernel of a few programs that stay until all rows are there, and keep products off their SMs
     full_grid    ahead: the kernel on all SMs, launched first. Compute waits behind it: nothing is hidden
 
 Rates are those of kernels alone, in what a pass leaves of the caches: ``kernels.host_rows`` (page tables are cold; few

@@ -218,7 +218,7 @@ def row_columns(scenario: Scenario) -> dict[str, Num]:
 
 #: What is known of a way of fetching, where that is little.
 _KNOWN = {
-    "few_sms": "prefetch: few_sms: rates of kernels on one H200, alone and in pairs; in a prefill products lost more",
+    "few_sms": "prefetch: few_sms: rates of kernels on one H200, alone and in pairs; products find no room on its SMs",
     "copy_engine": "prefetch: copy_engine: assumed: copies slow compute by 3%, each device has CPU threads of its own",
 }
 

@@ -55,7 +55,7 @@ def test_decode_is_within_24_us_by_every_way_but_one(blocks: engram_table.Blocks
 
 
 def test_one_layer_of_prefill_is_right_wherever_the_fetch_outlasts_it(blocks: engram_table.Blocks) -> None:
-    """Up to 4,096 tokens. Of 8,192 it ends in front of the layer's last product, whose loss is spread over the layer."""
+    """Up to 4,096 tokens. Of 8,192 it ends in front of the layer's last product, whose loss is spread over all."""
     rows = [row for row in blocks.rows if row.case.endswith("layer-2") and row.case.startswith("prefill")]
     rows = [row for row in rows if row.way in ("few", "bounded") and "8192" not in row.case]
     assert len(rows) == 8 and max(abs(row.error) for row in rows) <= 0.115

@@ -49,8 +49,9 @@ _PREFERRED: set[int] = set()
 
 
 def _prefer_shared_memory(kernel: Any) -> None:
-    """Runs ``kernel`` on SMs whose cache is split in favour of shared memory, as products need it: the split of an SM
-    changes only when it is empty, and a product would wait for the last block of a kernel that prefers the cache."""
+    """Asks for SMs whose cache is split in favour of shared memory: the split of an SM changes only when it is empty,
+    and a kernel that needs more waits for the last block of one that prefers the cache. Where the SM is not empty when
+    ``kernel`` begins this is not heeded, and products lack registers besides."""
     kernel._init_handles()
     if kernel.function in _PREFERRED:
         return
