@@ -44,7 +44,7 @@ fits: $(DEMO)/installed  ## the coefficients of the H200, from its shipped measu
 	$(DEMO)/bin/sextant fit attention $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(MEASURED)/h200_deepseek_v3.csv $(H200)
 	$(DEMO)/bin/sextant fit mhc $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(MEASURED)/h200_streams.csv $(H200)
 	$(DEMO)/bin/sextant fit gather $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
-	$(DEMO)/bin/sextant fit fetch $(MEASURED)/h200_fetch.csv $(H200)
+	$(DEMO)/bin/sextant fit fetch $(MEASURED)/h200_fetch.csv $(MEASURED)/h200_resident.csv $(H200)
 	$(DEMO)/bin/sextant fit conv2d $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
 	$(DEMO)/bin/sextant fit host_copy $(MEASURED)/h200_kernels.csv $(MEASURED)/h200_between.csv $(H200)
 

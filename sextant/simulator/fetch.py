@@ -3,7 +3,7 @@
     none         on demand: a kernel on all SMs, when the layer begins
     tokens       ahead, at the rate of that kernel alone, and nothing taken from compute: the best there could be
     copy_engine  ahead: threads of the CPU gather into a pinned buffer, the copy engine takes it over the link
-    few_sms      ahead: a kernel of a few programs that stay, and hold their SMs, until all rows are there
+    few_sms      ahead: a kernel of a few programs that stay until all rows are there, and keep products off their SMs
     full_grid    ahead: the kernel on all SMs, launched first. Compute waits behind it: nothing is hidden
 
 Rates are those of kernels alone, in what a pass leaves of the caches: ``kernels.host_rows`` (page tables are cold; few
@@ -55,12 +55,15 @@ class Fetched:
     slowed_high: float = 1.0
 
 
-def fetched(op: Op, cluster: Cluster, way: str, n_sharing: Num = 1.0, in_turn: Num = 0.0) -> Fetched:
+def fetched(
+    op: Op, cluster: Cluster, way: str, n_sharing: Num = 1.0, in_turn: Num = 0.0, share_over_rows: Num = 0.0
+) -> Fetched:
     """How the rows of ``op``, a gather from ``host`` or ``nvme``, come to a device of ``cluster`` in one of ``WAYS``.
 
     ``n_sharing`` devices gather with the CPUs of one host at once; what their links do to each other is in the
     device's memory already (``shared``). Each of few programs asks for ``in_turn`` rows at a time; 0: by the measured
-    kernel's rule. InputError for a way that is not there.
+    kernel's rule. ``share_over_rows``: of the time of what runs beside, that of kernels over rows. InputError for a way
+    that is not there.
     """
     if way not in WAYS:
         raise InputError(f"prefetch: unknown way {way!r}; {nearest(way, WAYS)}")
@@ -68,7 +71,7 @@ def fetched(op: Op, cluster: Cluster, way: str, n_sharing: Num = 1.0, in_turn: N
         return _staged(op, cluster, n_sharing)
     alone = host_rows.all_sms(op, cluster)
     if way == "few_sms":
-        return _by_few(op, cluster, alone, in_turn)
+        return _by_few(op, cluster, alone, in_turn, share_over_rows)
     low, high = _ends(alone)
     beside = Beside(ahead=way != "none", stands=way == "full_grid")
     return Fetched(
@@ -77,12 +80,12 @@ def fetched(op: Op, cluster: Cluster, way: str, n_sharing: Num = 1.0, in_turn: N
     )  # fmt: skip
 
 
-def _by_few(op: Op, cluster: Cluster, alone: Estimate, in_turn: Num) -> Fetched:
+def _by_few(op: Op, cluster: Cluster, alone: Estimate, in_turn: Num, share_over_rows: Num) -> Fetched:
     """Few programs; ``alone`` is the kernel on all SMs."""
     device, lookups = cluster.device, op.shape["lookups"]
     tile = gather.tile_rows(op.shape["row_bytes"], lookups, device.n_sms)
     rows = np.where(np.asarray(in_turn) > 0, in_turn, tile)[()]
-    link_s = host_rows.beside_s(op, cluster, rows)
+    link_s = host_rows.beside_s(op, cluster, rows, share_over_rows)
     few, lost = host_rows.block(device, "gather_host_few"), host_rows.block(device, "beside_fetch")
     low, high = _ends(alone)
     return Fetched(
@@ -101,8 +104,20 @@ def slowdown(found: Fetched, ops: Iterable[TimedOp], seconds: Num, device: Devic
     lost_s: Num = 0.0
     for item in ops:
         if is_compute(item.op):
-            lost_s = lost_s + item.op.count * host_rows.slowed_s(item.op, item.time.seconds, device, found.in_flight)
+            lost_s = lost_s + item.op.count * host_rows.slowed_s(item.op, item.time, device, found.in_flight)
     return lost_s / seconds
+
+
+def share_over_rows(ops: Iterable[TimedOp]) -> Num:
+    """The share of the time of ``ops``, counted as often as each runs, that kernels over rows take."""
+    whole_s: Num = 0.0
+    rows_s: Num = 0.0
+    for item in ops:
+        if is_compute(item.op):
+            seconds = item.op.count * item.time.seconds
+            whole_s = whole_s + seconds
+            rows_s = rows_s + (seconds if host_rows.over_rows(item.op) else 0.0)
+    return np.where(np.asarray(whole_s) > 0, rows_s / np.where(np.asarray(whole_s) > 0, whole_s, 1.0), 0.0)[()]
 
 
 def _ends(whole: Estimate) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from sextant.simulator import des, prefetch
 from sextant.simulator.chunk import layer_times
 from sextant.simulator.des import Span
-from sextant.simulator.fetch import Fetched, fetched, shared, slowdown
+from sextant.simulator.fetch import Fetched, fetched, share_over_rows, shared, slowdown
 from sextant.simulator.kernels import estimate, operator
 from sextant.simulator.prefetch import Beside, Fetch, Pass
 from sextant.simulator.timed import TimedStep
@@ -92,7 +92,7 @@ def scene(scenario: Scenario, timed: TimedStep, step_s: Num, in_turn: Num = 0.0)
     if not ops or "engram" not in timed.step.layers:
         return None
     cluster = sharing(scenario)
-    ways = _ways(scenario, ops, cluster, in_turn)
+    ways = _ways(scenario, timed, ops, cluster, in_turn)
     fetch, beside = _together(scenario, timed, ops, ways)
     at = tuple(sorted(int(layer) - 1 for layer in scenario.model.engram_layers))
     return Scene(
@@ -105,11 +105,16 @@ def scene(scenario: Scenario, timed: TimedStep, step_s: Num, in_turn: Num = 0.0)
 def fetching(scenario: Scenario, timed: TimedStep, ops: Sequence[Op], cluster: Cluster) -> tuple[Fetch, Beside]:
     """The fetch of one Engram layer's ``ops`` on devices of ``cluster``: from several memories one after the other;
     ``timed`` are the operators of the pass."""
-    return _together(scenario, timed, ops, _ways(scenario, ops, cluster))
+    return _together(scenario, timed, ops, _ways(scenario, timed, ops, cluster))
 
 
-def _ways(scenario: Scenario, ops: Sequence[Op], cluster: Cluster, in_turn: Num = 0.0) -> list[Fetched]:
-    return [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario), in_turn) for op in ops]
+def _ways(
+    scenario: Scenario, timed: TimedStep, ops: Sequence[Op], cluster: Cluster, in_turn: Num = 0.0
+) -> list[Fetched]:
+    """Beside the first layer, which is beside every fetch that something hides."""
+    first = _units(scenario)[0]
+    beside = share_over_rows(item for item in timed.ops if item.op.part in first and item.op.part != "engram")
+    return [fetched(op, cluster, scenario.plan.prefetch, n_sharing(scenario), in_turn, beside) for op in ops]
 
 
 def _together(scenario: Scenario, timed: TimedStep, ops: Sequence[Op], ways: Sequence[Fetched]) -> tuple[Fetch, Beside]:
@@ -213,7 +218,7 @@ def row_columns(scenario: Scenario) -> dict[str, Num]:
 
 #: What is known of a way of fetching, where that is little.
 _KNOWN = {
-    "few_sms": "prefetch: few_sms: rates of kernels on one H200, alone and in pairs; in a prefill products lost more",
+    "few_sms": "prefetch: few_sms: rates of kernels on one H200, alone and in pairs; products find no room on its SMs",
     "copy_engine": "prefetch: copy_engine: assumed: copies slow compute by 3%, each device has CPU threads of its own",
 }
 

@@ -14,7 +14,7 @@ from sextant.hwmodels import FITS, device
 from sextant.simulator import paths
 from sextant.simulator.errors import InputError
 from sextant.simulator.fetch import COPY_ENGINE_SLOWDOWN, WAYS, fetched, shared, slowdown
-from sextant.simulator.kernels import estimate, operator
+from sextant.simulator.kernels import estimate, host_rows, operator
 from sextant.simulator.prefetch import Fetch, played
 from sextant.simulator.timed import TimedOp
 from sextant.simulator.types import Cluster, Device, Num, Op
@@ -105,14 +105,17 @@ def test_a_pass_evicts_page_tables_whoever_fetches():
 
 
 def test_every_layer_loses_what_its_kernels_lose():
-    """Products a share, other kernels a time each, messages nothing; of ways without rows in flight, all alike."""
+    """Products what their late blocks take, other kernels a time each, messages nothing; of ways without rows in
+    flight, all alike."""
     product = operator("gemm", "up", "bf16", {"m": 4096.0, "n": 4096.0, "k": 4096.0}, count=2.0)
     norm = operator("memory", "norm", "bf16", {"read_bytes": 1e6, "write_bytes": 1e6})
     sent = replace(norm, kind="collective")
     ops = [TimedOp(op=op, time=replace(estimate(norm, H200), seconds=1e-4)) for op in (product, norm, sent)]
     lost = H200.device.kernels["beside_fetch"].coefficients
     found = fetched(gather(65_536.0), H200, "few_sms")
-    expected = (2e-4 * lost["product_full"] + lost["rows_s_full"]) / 4e-4
+    late = host_rows.slowed_s(product, ops[0].time, H200.device, 128.0)
+    assert 0.0 < late < 1e-4
+    expected = (2.0 * late + lost["rows_s_full"]) / 4e-4
     assert slowdown(found, ops, 4e-4, H200.device) == pytest.approx(expected)
     assert slowdown(fetched(gather(65_536.0), H200, "copy_engine"), ops, 4e-4, H200.device) == COPY_ENGINE_SLOWDOWN
 

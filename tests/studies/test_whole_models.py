@@ -45,7 +45,7 @@ def test_rows_from_the_host_wait_unless_fetched_ahead() -> None:
     assert one > 1e-4
     # Nothing to hide behind: few programs or all SMs, the page walkers decide. Far behind, what compute loses is left.
     assert wait(ahead, engram_layers=(1.0,)) == pytest.approx(one, rel=0.02)
-    assert 0.0 < wait(ahead, num_hidden_layers=8.0, engram_layers=(8.0,)) < 0.25 * one
+    assert 0.0 < wait(ahead, num_hidden_layers=8.0, engram_layers=(8.0,)) < 0.35 * one
     assert wait(in_line, engram_layers=(1.0, 2.0)) == pytest.approx(2 * one)
 
 

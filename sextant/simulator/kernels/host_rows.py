@@ -15,11 +15,13 @@ programs are no faster than the walks of all rows allow.
 
 Rows of a drive have no page tables on the way, and a round trip longer by the drive's latency.
 
-Blocks: ``gather_host_cold`` (line_s, span_bytes), ``gather_host_few`` (those above; ``beside``, factor while other
-kernels run), ``beside_fetch`` (what compute loses: ``product``, ``attention``, ``mla``, ``mhc_pre`` as shares,
-``rows_s`` per other kernel; names end in ``_open`` for up to ``OPEN`` rows in flight, in ``_full`` for ``FULL`` and
-more, where other kernels' addresses wait in the same queue). Where a device has none, ``ASSUMED`` stands in, with a
-wide interval.
+Blocks: ``gather_host_cold`` (line_s, span_bytes), ``gather_host_few`` (those above; factors while other kernels run:
+``beside``, and ``beside_rows`` beside kernels over rows, which stream through the cache and fill the memory's queues),
+``beside_fetch`` (what compute loses). A product has no room where a program sits (``held_sms``): ``held``
+clusters start late, and their tiles take ``late`` times as long as others. ``attention``, ``mla``, ``mhc_pre`` lose a
+share of their time, every other kernel ``rows_s``; names end in ``_open`` for up to ``OPEN`` rows in flight, in
+``_full`` for ``FULL`` and more, where other kernels' addresses wait in the same queue. Where a device has none,
+``ASSUMED`` stands in, with a wide interval.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from sextant.simulator.kernels import gather
+from sextant.simulator.kernels import gather, held_sms
 from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
 
 #: Programs that fetch beside compute, and rows in flight up to which the page walkers keep up, and with which they are
 #: full: eight programs with 8 and 16 rows each (validate/data/measured/h200_fetch.csv).
 N_PROGRAMS, OPEN, FULL = 8.0, 64.0, 128.0
 _EULER = 0.5772
-_CLASSES = {"gemm": "product", "grouped_gemm": "product", "attention": "attention", "mla": "mla", "mhc_pre": "mhc_pre"}
+_PRODUCTS = ("gemm", "grouped_gemm")
+_SHARES = ("attention", "mla", "mhc_pre")
 
 
 def _assumed(why: str, **coefficients: float) -> KernelFit:
@@ -47,12 +50,12 @@ def _assumed(why: str, **coefficients: float) -> KernelFit:
 ASSUMED: Mapping[str, KernelFit] = {
     "gather_host_cold": _assumed("page tables stay in the cache", line_s=0.0, span_bytes=65536.0),
     "gather_host_few": _assumed(
-        "2 us from request to row over PCIe; a fifth longer beside compute", round_s=2e-6, byte_s=0.0, walk_s=0.0,
-        cold_s=0.0, overlap_power=4.0, floor_s=3e-6, beside=1.2,
+        "2 us from request to row over PCIe; twice as long beside kernels that stream", round_s=2e-6, byte_s=0.0,
+        walk_s=0.0, cold_s=0.0, overlap_power=4.0, floor_s=3e-6, beside=1.0, beside_rows=2.0,
     ),
     "beside_fetch": _assumed(
-        "a tenth of the time, the SMs held and as much again; 2 us per kernel over rows",
-        **{f"{name}_{end}": 0.1 for name in ("product", "attention", "mla", "mhc_pre") for end in ("open", "full")},
+        "each program holds a cluster; a tenth of the time, the SMs held and as much again; 2 us per kernel over rows",
+        held=N_PROGRAMS, late=1.0, **{f"{name}_{end}": 0.1 for name in _SHARES for end in ("open", "full")},
         rows_s_open=2e-6, rows_s_full=2e-6,
     ),
 }  # fmt: skip
@@ -104,15 +107,26 @@ def few_s(op: Op, cluster: Cluster, rows: Num, *, programs: Num = N_PROGRAMS, co
     return c["floor_s"] + larger * (1.0 + (smaller / larger) ** power) ** (1.0 / power)
 
 
-def beside_s(op: Op, cluster: Cluster, rows: Num) -> Num:
-    """Seconds of a fetch by few programs while a pass computes beside it."""
-    return block(cluster.device, "gather_host_few").coefficients["beside"] * few_s(op, cluster, rows, cold="always")
+def over_rows(op: Op) -> bool:
+    """Whether a kernel of ``op`` runs over rows of activations, and is bound by memory."""
+    return op.kind not in (*_PRODUCTS, *_SHARES)
 
 
-def slowed_s(op: Op, seconds: Num, device: Device, in_flight: Num) -> Num:
-    """Seconds that an operator of so many seconds loses beside a fetch with ``in_flight`` rows at once; none where it
-    takes none."""
-    c, name = block(device, "beside_fetch").coefficients, _CLASSES.get(op.kind, "rows_s")
+def beside_s(op: Op, cluster: Cluster, rows: Num, share_over_rows: Num = 0.0) -> Num:
+    """Seconds of a fetch by few programs while a pass computes beside it, that share of the time over rows."""
+    c = block(cluster.device, "gather_host_few").coefficients
+    rate = (1.0 - share_over_rows) / c["beside"] + share_over_rows / c["beside_rows"]
+    return few_s(op, cluster, rows, cold="always") / rate
+
+
+def slowed_s(op: Op, time: Estimate, device: Device, in_flight: Num) -> Num:
+    """Seconds that an operator, which alone takes ``time``, loses beside a fetch with ``in_flight`` rows at once; none
+    where it takes none."""
+    c, seconds = block(device, "beside_fetch").coefficients, time.seconds
+    if op.kind in _PRODUCTS:
+        on_cores = np.minimum(time.limits.get("math", seconds), seconds)
+        return c["late"] * held_sms.longer(op, device.n_sms, c["held"]) * on_cores
     full = np.clip((in_flight - OPEN) / (FULL - OPEN), 0.0, 1.0)
+    name = "rows_s" if over_rows(op) else op.kind
     lost = (1.0 - full) * c[f"{name}_open"] + full * c[f"{name}_full"]
     return np.where(np.asarray(seconds) > 0.0, lost, 0.0)[()] if name == "rows_s" else lost * seconds

@@ -27,7 +27,12 @@ def _gather(table_ptr, index_ptr, out_ptr, lookups, dim, ROWS: tl.constexpr, BLO
 
 
 @triton.jit(do_not_specialize=["lookups"])
-def _gather_in_turn(table_ptr, index_ptr, out_ptr, lookups, dim, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _gather_in_turn(
+    table_ptr, index_ptr, out_ptr, place_ptr, lookups, dim,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PLACED: tl.constexpr,
+):  # fmt: skip
+    if PLACED:
+        tl.store(place_ptr + tl.program_id(0), tl.extra.cuda.smid())
     cols = tl.arange(0, BLOCK)
     for first in range(tl.program_id(0) * ROWS, lookups, tl.num_programs(0) * ROWS):
         row = first + tl.arange(0, ROWS)
@@ -44,8 +49,9 @@ _PREFERRED: set[int] = set()
 
 
 def _prefer_shared_memory(kernel: Any) -> None:
-    """Runs ``kernel`` on SMs whose cache is split in favour of shared memory, as products need it: the split of an SM
-    changes only when it is empty, and a product would wait for the last block of a kernel that prefers the cache."""
+    """Asks for SMs whose cache is split in favour of shared memory: the split of an SM changes only when it is empty,
+    and a kernel that needs more waits for the last block of one that prefers the cache. Where the SM is not empty when
+    ``kernel`` begins this is not heeded, and products lack registers besides."""
     kernel._init_handles()
     if kernel.function in _PREFERRED:
         return
@@ -55,12 +61,22 @@ def _prefer_shared_memory(kernel: Any) -> None:
     _PREFERRED.add(kernel.function)
 
 
-def gather(table: Tensor, index: Tensor, out: Tensor, *, n_sms: int, most: int = 0, in_turn: int = 0) -> tuple[Tensor]:
+def gather(
+    table: Tensor,
+    index: Tensor,
+    out: Tensor,
+    *,
+    n_sms: int,
+    most: int = 0,
+    in_turn: int = 0,
+    place: Tensor | None = None,
+) -> tuple[Tensor]:
     """out[i] = table[index[i]]: rows of one program as many as still leave eight programs for every SM.
 
     ``most`` programs, if it is given, take the rows in turn, for kernels that run beside: one program for every few
     rows would hold all places until the last is fetched, and thousands of reads that wait for page walks hold up all
-    others. ``in_turn``: rows that each of them reads at once, where that is not left to the rule.
+    others. ``in_turn``: rows that each of them reads at once, where that is not left to the rule. ``place``
+    (int32) gets the number of the SM that each of them runs on.
     """
     lookups, dim = out.shape
     block = triton.next_power_of_2(dim)
@@ -69,13 +85,10 @@ def gather(table: Tensor, index: Tensor, out: Tensor, *, n_sms: int, most: int =
     warps = max(1, min(4, rows * block // 256))
     programs = triton.cdiv(lookups, rows)
     if most:
-        found = _gather_in_turn.warmup(
-            table, index, out, lookups, dim, ROWS=rows, BLOCK=block, num_warps=warps, grid=(1,)
-        )
-        _prefer_shared_memory(found)
-        _gather_in_turn[(min(programs, most),)](
-            table, index, out, lookups, dim, ROWS=rows, BLOCK=block, num_warps=warps
-        )
+        given = (table, index, out, out if place is None else place, lookups, dim)
+        constants = {"ROWS": rows, "BLOCK": block, "PLACED": place is not None, "num_warps": warps}
+        _prefer_shared_memory(_gather_in_turn.warmup(*given, **constants, grid=(1,)))
+        _gather_in_turn[(min(programs, most),)](*given, **constants)
         return (out,)
     _gather[(programs,)](table, index, out, lookups, dim, ROWS=rows, BLOCK=block, num_warps=warps)
     return (out,)
