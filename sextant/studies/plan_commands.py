@@ -39,17 +39,17 @@ def search(
     The scenario's own plan says what is not searched (formats, placement ...); `search:` in it may list the values of
     a field. --by takes any metric, such as step_time_s, usd_per_trillion_tokens or hbm_bytes.
     """
-    from sextant.studies import answer, files, search_report, tables
+    from sextant.studies import answer, files, plans, search_report, tables
     from sextant.studies import search as searching
     from sextant.studies import workers as processes
 
     n_workers = processes.count(workers)
     asked = _of_a_phase(question(scenario, sets, checks=(answer.searchable,)), "search")
-    by = by or searching.objective(asked.scenario)
+    by = by or plans.objective(asked.scenario)
     if out:
         files.folder(out)
     found = searching.search(asked.scenario, progress("plans"), n_workers)
-    searching.metric(found, by)
+    plans.metric(found, by)
     written = search_report.write(found, by, top, out) if out else []
     if json:
         print_json(search_report.as_json(found, by, top))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sextant.studies.figures import log_axis, save_figure, styled
-from sextant.studies.search import Found
+from sextant.studies.plans import Found
 
 
 def draw(found: Found, place: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from sextant.studies import report
 from sextant.studies.cli import plain
 from sextant.studies.files import folder, save
 from sextant.studies.metrics import METRICS, shown
-from sextant.studies.search import Found, sign
+from sextant.studies.plans import Found, sign
 from sextant.studies.tables import add, grid, rendered, wrapped
 
 #: Metrics that the table of best plans and the file of all plans show, where the phase has them.

@@ -16,7 +16,7 @@ import numpy as np
 from sextant.simulator import paths
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Correction, Result, Scenario
-from sextant.studies import search, training
+from sextant.studies import plans, training
 from sextant.studies.answer import evaluate
 from sextant.studies.fields import quantity
 from sextant.studies.stages import Layouts, layout
@@ -94,7 +94,7 @@ def study(
     if scenario.axes or scenario.solve:
         raise InputError("a sensitivity is of one point; fix the axes with --set, and remove solve")
     scenario = _held(scenario)
-    by = by or search.objective(scenario)
+    by = by or plans.objective(scenario)
     base = _metric(evaluate(scenario), by)
     found: list[Rate] = []
     idle: list[str] = []
