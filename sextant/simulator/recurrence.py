@@ -23,6 +23,7 @@ class ChunkSeconds:
     """Seconds of every stage's chunks: forward, input gradient, weight gradient, and overlapped (forward stage,
     backward stage) pairs; floats, or arrays of shape (n_points,) for ``finish``.
 
+    ``backward_late``: what a chunk with both gradients takes longer than they do apart; absent: nothing.
     ``leads``: how long before the end of an instruction (kind, forward stage, backward stage; -1: none) its messages
     leave: the one with activations, the one with gradients. Absent ones leave at the end.
     """
@@ -31,6 +32,7 @@ class ChunkSeconds:
     backward_input: Sequence[Num]
     backward_weight: Sequence[Num]
     pair: Mapping[tuple[int, int], Num]
+    backward_late: Sequence[Num] = ()
     leads: Mapping[tuple[str, int, int], tuple[Num, Num]] = field(default_factory=dict)
 
     def of(self, work: Work) -> Num:
@@ -41,8 +43,10 @@ class ChunkSeconds:
             return self.forward[work.f_stage]
         if work.kind == "W":
             return self.backward_weight[work.b_stage]
-        full = self.backward_weight[work.b_stage] if work.kind == "BW" else 0.0
-        return self.backward_input[work.b_stage] + full
+        if work.kind == "B":
+            return self.backward_input[work.b_stage]
+        late = self.backward_late[work.b_stage] if self.backward_late else 0.0
+        return self.backward_input[work.b_stage] + self.backward_weight[work.b_stage] + late
 
     def lead(self, work: Work, kind: str) -> Num:
         """Seconds before the end of an instruction at which what it makes, "F" or "B", leaves; not before its start."""

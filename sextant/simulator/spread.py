@@ -113,7 +113,8 @@ def behind_s(seconds: Sequence[Num], lasting_s: Num, n_devices: Num) -> Num:
     over devices is ``lasting_s``. Groups that are shorter by more than a few of them do not count. 0 for one group.
     """
     # Groups with the same to do, as the ranks of a pipeline mostly are, are looked at once.
-    rows, alike = np.broadcast_arrays(*seconds), defaultdict[bytes, list[int]](list)
+    *rows, lasting_s, n_devices = np.broadcast_arrays(*seconds, lasting_s, n_devices)
+    alike = defaultdict[bytes, list[int]](list)
     for i, row in enumerate(rows):
         alike[row.tobytes()].append(i)
     groups = np.stack([rows[same[0]] for same in alike.values()])

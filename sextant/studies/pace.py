@@ -51,6 +51,16 @@ class Waits:
         pieces = ((n, piece) for part, n in counts.items() for piece in self._of(part, phase))
         return sum((n * self.pace.waits_s([(1.0, piece)]) for n, piece in pieces), 0.0)
 
+    def late_s(self, counts: Mapping[str, Num]) -> Num:
+        """What a chunk of both gradients waits longer than they do apart (``alone_s``): the weight gradients of a layer
+        stand between the same exchanges as its input gradients, and are of the same tokens."""
+        total: Num = 0.0
+        for part, n in counts.items():
+            pieces = zip(self._of(part, "backward_input"), self._of(part, "backward_weight"), strict=True)
+            for inputs, weights in pieces:
+                total = total + n * (self.pace.waits_s([(1.0, inputs + weights)]) - self.pace.waits_s([(1.0, inputs)]))
+        return total - self.alone_s(counts, "backward_weight")
+
     def pair_s(self, forward: Mapping[str, Num], backward: Mapping[str, Num]) -> Num:
         """Of two that overlap: a device that comes late to an exchange computes the other chunk meanwhile, so that the
         slowest over the whole pair sets its pace (played device by device in the tests)."""

@@ -58,6 +58,7 @@ def point(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, i: in
             forward=[pick(x, i) for x in chunks.forward],
             backward_input=[pick(x, i) for x in chunks.backward_input],
             backward_weight=[pick(x, i) for x in chunks.backward_weight],
+            backward_late=[pick(x, i) for x in chunks.backward_late],
             pair={key: pick(x, i) for key, x in chunks.pair.items()},
             leads={key: (pick(f, i), pick(b, i)) for key, (f, b) in chunks.leads.items()},
         ),
@@ -81,6 +82,7 @@ def ends_s(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, n_po
             forward=[_take(x, at) for x in chunks.forward],
             backward_input=[_take(x, at) for x in chunks.backward_input],
             backward_weight=[_take(x, at) for x in chunks.backward_weight],
+            backward_late=[_take(x, at) for x in chunks.backward_late],
             pair={key: _take(x, at) for key, x in chunks.pair.items()},
             leads={key: (_take(f, at), _take(b, at)) for key, (f, b) in chunks.leads.items()},
         )

@@ -24,6 +24,7 @@ from sextant.studies.limits import plan_limits, undefined
 from sextant.studies.plans import Found, Group, collected
 from sextant.studies.workers import shared
 from sextant.workloads.ops import hyperconnection
+from sextant.workloads.traffic import pipeline_stages
 
 #: Swept as arrays; what a catalogue calls structural is evaluated value by value instead.
 _NUMBERS = ("zero_stage", "tensor", "context", "data", "expert", "micro_batch")
@@ -36,7 +37,7 @@ _CHUNK = 16_384
 def search(
     scenario: Scenario, progress: Callable[[int, int], None] = lambda done, total: None, n_workers: int = 1
 ) -> Found:
-    """Every plan of ``scenario``'s search space. ``progress`` gets the evaluations done and their number;
+    """Every plan of ``scenario``'s search space. ``progress`` gets the plans done and their number;
     ``n_workers`` processes share them, without effect on the result.
 
     Times are those of the analytic engine. Deterministic, in the order of the nested loops recompute, overlap,
@@ -51,12 +52,12 @@ def search(
         raise InputError("search: no plan uses this number of devices; widen the lists under search")
     shares = _shares(groups, n_workers)
     parts = [[groups[i] for i in share] for share in shares]
-    done = 0
+    done, total = 0, sum(group.n_points for group in groups)
 
     def count(n: int) -> None:
         nonlocal done
         done += n
-        progress(done, len(groups))
+        progress(done, total)
 
     if n_workers == 1:
         answers = (_evaluated(scenario, part, count) for part in parts)
@@ -67,7 +68,7 @@ def search(
         for i, each in zip(share, found, strict=True):
             results[i] = each
         if n_workers > 1:
-            count(len(share))
+            count(sum(groups[i].n_points for i in share))
     return collected(scenario, groups, results)
 
 
@@ -143,16 +144,16 @@ def _evaluated(
     if scenario.load.phase != "training":
         for i, group in enumerate(groups):
             results[i] = answer.evaluate(_possible(scenario, [group]), len(group.possible))
-            tell(1)
+            tell(group.n_points)
         return results
-    sets: dict[tuple[str, ...], list[int]] = {}
+    sets: dict[tuple[Any, ...], list[int]] = {}
     for i, group in enumerate(groups):
         if len(group.possible):
-            sets.setdefault(group.plan.recompute, []).append(i)
-    tell(len(groups) - sum(map(len, sets.values())))
+            sets.setdefault((group.plan.recompute, _stages_per_rank(scenario, group.plan)), []).append(i)
+    tell(sum(group.n_points for group in groups if not len(group.possible)))
     if not sets:
         return results
-    # Plans that differ in what they make again have other operators, and are points like all others from here on.
+    # Plans that differ in what they make again have other operators, and are points like all others behind this loop.
     timed, sizes, held = [], [], []
     at: dict[int, NDArray[np.intp]] = {}
     for members in sets.values():
@@ -176,7 +177,7 @@ def _evaluated(
         ends = np.cumsum([0, *(len(at[i]) for i in members)]).tolist()
         for i, (start, stop) in zip(members, pairwise(ends), strict=True):
             results[i] = part_of(found, start, stop)
-        tell(len(members))
+        tell(sum(groups[i].n_points for i in members))
     return results
 
 
@@ -200,6 +201,14 @@ def _possible(scenario: Scenario, groups: Sequence[Group]) -> Scenario:
     """The scenario with the possible plans of groups, one after the other."""
     numbers = {name: np.concatenate([group.numbers[name][group.possible] for group in groups]) for name in _NUMBERS}
     return _with(scenario, groups[0].plan, numbers)
+
+
+def _stages_per_rank(scenario: Scenario, plan: Plan) -> float:
+    """What operators depend on beside ``_OPERATED`` where streams are made again in blocks that end with their stage
+    (mHC); 1 for all other plans."""
+    if "mhc" not in plan.recompute or not np.any(np.asarray(scenario.model.n_streams) > 1):
+        return 1.0
+    return float(pipeline_stages(plan) / plan.pipeline)
 
 
 def _rows(group: Group) -> NDArray[np.float64]:

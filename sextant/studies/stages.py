@@ -123,7 +123,8 @@ def _together(held: Sequence[Mapping[str, Num]]) -> dict[str, Num]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkTimes:
-    """Seconds of every stage's chunk: alone (F, B, W) and of the pairs that the schedule overlaps.
+    """Seconds of every stage's chunk: alone (F, B, W) and of the pairs that the schedule overlaps; ``backward_late``,
+    what B and W in one chunk take longer than apart.
 
     ``leads``: when messages leave, as in ``ChunkSeconds`` (``early_sends``).
     """
@@ -131,6 +132,7 @@ class ChunkTimes:
     forward: list[Num]
     backward_input: list[Num]
     backward_weight: list[Num]
+    backward_late: list[Num]
     pair: dict[tuple[int, int], Num]
     pair_exposed: dict[tuple[int, int], Num]
     forward_messages: list[Num]
@@ -145,7 +147,11 @@ class ChunkTimes:
             return self.forward[f_stage]
         if kind == "W":
             return self.backward_weight[b_stage]
-        return self.backward_input[b_stage] + (self.backward_weight[b_stage] if kind == "BW" else 0.0)
+        return self.full(b_stage) if kind == "BW" else self.backward_input[b_stage]
+
+    def full(self, stage: int) -> Num:
+        """Both gradients in one chunk."""
+        return self.backward_input[stage] + self.backward_weight[stage] + self.backward_late[stage]
 
 
 def layout(scenario: Scenario, timed: TimedStep, n_points: int) -> Stages | Layouts:
@@ -237,7 +243,8 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
 
     times = ChunkTimes(
         forward=of_chunks("forward"), backward_input=of_chunks("backward_input"),
-        backward_weight=of_chunks("backward_weight"), pair={}, pair_exposed={},
+        backward_weight=of_chunks("backward_weight"), backward_late=[waits.late_s(counts) for counts in held],
+        pair={}, pair_exposed={},
         forward_messages=[alone_s(counts, alone, "forward_messages_s") for counts in held],
         backward_messages=[alone_s(counts, alone, "backward_messages_s") for counts in held],
     )  # fmt: skip
@@ -255,7 +262,7 @@ def _add_pairs(
     What a pair waits for the slowest device is exposed: the mean device has nothing to compute then."""
     if timed.beside is None:
         for f, b in pairs:
-            times.pair[f, b] = times.forward[f] + times.backward_input[b] + times.backward_weight[b]
+            times.pair[f, b] = times.forward[f] + times.full(b)
             times.pair_exposed[f, b] = 0.0
         return
     table = timed.beside.table()

@@ -90,7 +90,8 @@ def _ranks(found: Answer) -> list[str]:
     scenario, columns = found.question.scenario, found.result.columns
     if float(scenario.plan.pipeline) <= 1:
         return []
-    ranks = parts_by_rank(scenario, float(columns["step_time_s"][0] - columns["optimizer_s"][0]))
+    beyond = sum(float(columns[name][0]) for name in ("optimizer_s", "jitter_s") if name in columns)
+    ranks = parts_by_rank(scenario, float(columns["step_time_s"][0]) - beyond)
     names = ("forward_s", "backward_input_s", "backward_weight_s", "forward_backward_s", "bubble_s")
     texts = []
     for name in names:

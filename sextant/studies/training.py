@@ -80,8 +80,8 @@ def memory_over_time(scenario: Scenario) -> list[list[tuple[float, float, float]
 
 
 def parts_by_rank(scenario: Scenario, pipeline_s: float) -> list[dict[str, Num]]:
-    """What every rank does of a pipeline's ``pipeline_s`` seconds, a training scenario of one point: the columns of a
-    result whose means over the ranks it shows."""
+    """What every rank does of a pipeline's ``pipeline_s`` seconds without jitter, a training scenario of one point: the
+    columns of a result whose means over the ranks it shows."""
     plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     stages = layout(scenario, timed, 1)
     chunks = blocked(scenario, loaded_chunk_times(scenario, timed, stages))
@@ -191,7 +191,7 @@ def _formulas(
     n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
     busiest = np.max(np.stack(np.broadcast_arrays(*(sum(each.values(), 0.0) for each in work))), axis=0)
     forward, inputs, weights = (_mean(x) for x in (chunks.forward, chunks.backward_input, chunks.backward_weight))
-    full = virtual * (inputs + weights)
+    full = virtual * (inputs + weights + _mean(chunks.backward_late))
     pairs = _mean(list(chunks.pair.values())) if chunks.pair else 0.0
     bubble = schedule.bubble_s(plan.schedule, n_ranks, virtual * forward, full, virtual * weights, pairs, virtual)
     # Filling the pipeline passes every boundary once in each direction.

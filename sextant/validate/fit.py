@@ -169,7 +169,8 @@ def report(fitted: Sequence[Fitted]) -> str:
         lines.append(_line(block.name, "training", block.training))
         if block.cross_validated is not None:
             lines.append(_line("", "crossed", block.cross_validated))
-        lines.append(_line("", "held out", block.held_out))
+        if block.judged:
+            lines.append(_line("", "held out", block.held_out))
     return "\n".join(lines)
 
 
@@ -201,7 +202,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [row for path in given.rows for row in read_rows(path)]
         source = given.source or "; ".join(origin(path) for path in given.rows)
         fitted = FITTERS[given.kind](rows, device, source)
-        write_fits(given.out, {block.name: replace(block.fit, held_out=tested(block.held_out)) for block in fitted})
+        write_fits(
+            given.out,
+            {
+                block.name: replace(block.fit, held_out=tested(block.held_out) if block.judged else {})
+                for block in fitted
+            },
+        )
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

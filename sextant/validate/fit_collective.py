@@ -105,11 +105,12 @@ def plain_rows(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def medians(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per case, with the median of its times: small collectives differ by a third from pass to pass."""
+    """One row per case of timed rows, with the median of its times: small collectives differ by a third from pass to
+    pass."""
     times: dict[tuple[str, ...], list[float]] = {}
     first: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for row in rows:
-        names = ("op", "variant", "format", "n_gpus", "message_elements")
+        names = ("op", "variant", "format", "n_gpus", "message_elements", "busiest_elements", "library")
         case = tuple(str(row.get(name, "")) for name in names)
         times.setdefault(case, []).append(float(row["us"]))
         first.setdefault(case, row)

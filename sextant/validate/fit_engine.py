@@ -32,6 +32,11 @@ VOCABULARY = 151_936.0
 _FEWEST_SAMPLED = 128.0
 
 _LINE = {"step_s": Bounds(start=3e-4, low=1e-6, high=1e-2), "unit_s": Bounds(start=3e-6, low=1e-9, high=1e-4)}
+#: What takes nothing beside its units: layers, and tokens of a text.
+_PER_UNIT = {
+    "engine_layer": {"unit_s": Bounds(start=5e-4, low=1e-6, high=1e-2)},
+    "engine_text": {"unit_s": Bounds(start=1e-6, low=1e-9, high=1e-4)},
+}  # fmt: skip
 _SAMPLER = {"efficiency": Bounds(start=0.07, low=0.01, high=1.0), "floor_s": Bounds(start=4e-5, low=1e-6, high=1e-3)}
 
 
@@ -40,7 +45,7 @@ def fit_engine(rows: Sequence[Row], device: Device, source: str = "") -> list[Fi
     found = []
     for name, work in HOST.items():
         if mine := [row for row in rows if row["work"] == work]:
-            bounds = {"unit_s": Bounds(start=5e-4, low=1e-6, high=1e-2)} if name == "engine_layer" else _LINE
+            bounds = _PER_UNIT.get(name, _LINE)
             n = np.ones(len(mine)) if name == "engine_layer" else column(mine, "n")
             found.append(_host(name, n, column(mine, "us") * 1e-6, bounds, source))
     sampled = [row for row in rows if row["work"] == SAMPLER and float(row["n"]) >= _FEWEST_SAMPLED]

@@ -60,6 +60,11 @@ class Fitted:
     held_out: Errors
     cross_validated: Errors | None = None
 
+    @property
+    def judged(self) -> bool:
+        """Whether ``held_out`` are rows that the fit has not seen; else they are those of training."""
+        return self.held_out is not self.training
+
 
 def column(rows: Sequence[Row], name: str, default: float | None = None) -> Array:
     """One numeric column, shape (n_rows,); ``default`` stands for an absent or empty cell, InputError if none."""

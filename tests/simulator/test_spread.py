@@ -11,6 +11,7 @@ from sextant import hwmodels
 from sextant.simulator.chunk import LayerTimes, pair_tasks
 from sextant.simulator.overlap import Task, makespan_s
 from sextant.simulator.spread import Pace, Varying, behind_s, paced, slowest
+from sextant.studies.pace import Waits
 
 
 @pytest.mark.parametrize(("n", "within"), [(2, 0.05), (8, 0.02), (64, 0.02), (2048, 0.02)])
@@ -105,6 +106,27 @@ def test_a_chunk_alone_waits_in_every_exchange(clock: float, routing: float) -> 
     pieces = [Varying(clock_s=_LAYER.attention), Varying(clock_s=_LAYER.mlp, experts_s=_LAYER.mlp)] * 4
     pace = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=clock, routing_spread=routing)
     assert sum(float(pace.waits_s([(1.0, piece)])) for piece in pieces) == pytest.approx(waits, rel=0.03)
+
+
+def test_both_gradients_in_one_chunk_wait_together() -> None:
+    """A layer's weight gradients stand between the exchanges of its input gradients, and are of the same tokens."""
+    tasks: list[Task] = []
+    for i in range(4):
+        for name in ("combine_b", "mlp_b", "mlp_w", "dispatch_b", "attention_b", "attention_w"):
+            stream = "communication" if name in ("combine_b", "dispatch_b") else "compute"
+            after = (tasks[-1].name,) if tasks else ()
+            tasks.append(Task(name=f"{name}{i}", stream=stream, seconds=getattr(_LAYER, name), after=after))
+    waits = _played(tasks, 0.015, 0.08) - float(makespan_s(tasks))
+    pace = Pace(n_devices=64.0, n_exchanging=64.0, clock_spread=0.015, routing_spread=0.08)
+    varying = {}
+    for phase, end in (("backward_input", "b"), ("backward_weight", "w")):
+        mlp, attention = getattr(_LAYER, f"mlp_{end}"), getattr(_LAYER, f"attention_{end}")
+        varying["layer", "mlp", phase] = Varying(clock_s=mlp, experts_s=mlp)
+        varying["layer", "attention", phase] = Varying(clock_s=attention)
+    found, counts = Waits(pace, varying), {"layer": 4.0}
+    apart = found.alone_s(counts, "backward_input") + found.alone_s(counts, "backward_weight")
+    assert float(apart + found.late_s(counts)) == pytest.approx(waits, rel=0.03)
+    assert float(apart) < 0.85 * waits
 
 
 def _played(tasks: list[Task], clock: float, routing: float) -> float:

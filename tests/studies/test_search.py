@@ -49,11 +49,13 @@ def test_a_plan_of_the_search_is_the_plan_alone(found):
             assert values[0] == pytest.approx(found.columns[name][i], rel=1e-12), (name, found.plan(i))
 
 
-def test_streams_made_again_leave_early_in_a_search_too():
-    """When messages leave depends on operators by name (mHC's recompute): the search must not lose them."""
+def test_streams_made_again_are_those_of_the_plan_in_a_search_too():
+    """When messages leave depends on operators by name (mHC's recompute), and what is kept on the stages of a rank: a
+    search must tell both apart, whoever shares it."""
     space = [
         "engine=analytic", "search.pipeline=[2, 4]", "search.expert=[8]", "search.micro_batch=[1]",
-        "search.zero_stage=[1]", "search.tensor=[1]", "search.schedule=[1f1b, dualpipe]", "search.virtual_stages=[1]",
+        "search.zero_stage=[1]", "search.tensor=[1]", "search.schedule=[interleaved, 1f1b, zbv, dualpipe]",
+        "search.virtual_stages=[1, 2]",
         "search.recompute=[[norm, mla_up], [norm, mla_up, mhc]]",
     ]  # fmt: skip
     asked = replace(question("mhc_h800_training", space).scenario, axes=())
@@ -61,8 +63,10 @@ def test_streams_made_again_leave_early_in_a_search_too():
     found = search(asked)
     done = np.flatnonzero(found.columns["step_time_s"] > 0)
     assert {(found.plan(i)["schedule"], "mhc" in found.plan(i)["recompute"]) for i in done.tolist()} >= {
-        ("1f1b", True), ("1f1b", False), ("dualpipe", True),
+        ("1f1b", True), ("1f1b", False), ("interleaved", True), ("zbv", True), ("dualpipe", True),
     }  # fmt: skip
+    by_two = search(asked, n_workers=2)
+    assert all(np.array_equal(values, by_two.columns[name]) for name, values in found.columns.items())
     for i in done.tolist():
         for name, values in alone(found, i).columns.items():
             assert values[0] == pytest.approx(found.columns[name][i], rel=1e-12), (name, found.plan(i))

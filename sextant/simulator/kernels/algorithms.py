@@ -63,7 +63,8 @@ def _several(n_nodes: Num) -> Num:
 
 
 def _hierarchical(shape: Mapping[str, Num], variant: str) -> Plan:
-    """(g - 1) / g of the buffer inside the node and, of the rank's 1 / g part, (N - 1) / N between nodes."""
+    """(g - 1) / g of the buffer inside the node and, of the rank's 1 / g part, (N - 1) / N between nodes; a broadcast
+    within one node is passed on whole."""
     size, passes = shape["message_bytes"], _passes(variant)
     n_nodes, local = nodes(shape)
     doublings = np.ceil(np.log2(n_nodes))

@@ -39,7 +39,7 @@ from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, O
 N_PROGRAMS, OPEN, FULL = 8.0, 64.0, 128.0
 _EULER = 0.5772
 _PRODUCTS = ("gemm", "grouped_gemm")
-_SHARES = ("attention", "mla", "mhc_pre")
+SHARES = ("attention", "mla", "mhc_pre")
 
 
 def _assumed(why: str, **coefficients: float) -> KernelFit:
@@ -55,7 +55,7 @@ ASSUMED: Mapping[str, KernelFit] = {
     ),
     "beside_fetch": _assumed(
         "each program holds a cluster; a tenth of the time, the SMs held and as much again; 2 us per kernel over rows",
-        held=N_PROGRAMS, late=1.0, **{f"{name}_{end}": 0.1 for name in _SHARES for end in ("open", "full")},
+        held=N_PROGRAMS, late=1.0, **{f"{name}_{end}": 0.1 for name in SHARES for end in ("open", "full")},
         rows_s_open=2e-6, rows_s_full=2e-6,
     ),
 }  # fmt: skip
@@ -109,7 +109,7 @@ def few_s(op: Op, cluster: Cluster, rows: Num, *, programs: Num = N_PROGRAMS, co
 
 def over_rows(op: Op) -> bool:
     """Whether a kernel of ``op`` runs over rows of activations, and is bound by memory."""
-    return op.kind not in (*_PRODUCTS, *_SHARES)
+    return op.kind not in (*_PRODUCTS, *SHARES)
 
 
 def beside_s(op: Op, cluster: Cluster, rows: Num, share_over_rows: Num = 0.0) -> Num:
