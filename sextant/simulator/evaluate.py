@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
 from sextant.simulator.kernels.collective import N_CHANNELS
 from sextant.simulator.overlap import exposed_s
+from sextant.simulator.points import FEW_POINTS, distinct
 from sextant.simulator.timed import TimedOp, TimedStep, is_message
 from sextant.simulator.types import Cluster, Correction, Device, Estimate, Num, Op, Step
 
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
 _MOST_TAKEN = 0.5
-#: To look for equal points among fewer takes longer than to time them all.
-_FEW_POINTS = 256
-#: An odd number whose product spreads bits (the golden ratio's).
-_MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: Num = 0.0) -> TimedStep:
@@ -132,20 +129,14 @@ def distinct_points(step: Step, cluster: Cluster) -> tuple[Step, NDArray[np.intp
     """
     arrays = {id(value): value for op in step.ops for value in _numbers(op) if np.ndim(value) > 0}
     shape = np.broadcast_shapes(*(np.shape(value) for value in arrays.values()))
-    if math.prod(shape) < _FEW_POINTS or _is_swept(_Same(cluster)):
+    if math.prod(shape) < FEW_POINTS or _is_swept(_Same(cluster)):
         return None
     columns = {key: np.broadcast_to(np.asarray(value, dtype=float), shape).ravel() for key, value in arrays.items()}
-    mixed = np.zeros(math.prod(shape), dtype=np.uint64)
-    for column in columns.values():
-        mixed = (mixed ^ column.view(np.uint64)) * _MIXER
-        mixed ^= mixed >> np.uint64(29)
-    _, first, which = np.unique(mixed, return_index=True, return_inverse=True)
-    which = which.ravel()
-    if 2 * len(first) > len(which):
+    found = distinct(list(columns.values()))
+    if found is None:
         return None
+    first, which = found
     rows = {key: column[first] for key, column in columns.items()}
-    if not all(np.array_equal(rows[key][which], column) for key, column in columns.items()):
-        return None  # two different points were mixed to the same number
 
     def pick(value: Num) -> Num:
         return rows[id(value)] if np.ndim(value) > 0 else value

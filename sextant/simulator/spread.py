@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import log_ndtr, ndtri
 
+from sextant.simulator.points import distinct
 from sextant.simulator.types import Device, Num
 
 #: Where distributions are integrated, in standard deviations above the mean, and with what weights.
@@ -114,6 +115,9 @@ def behind_s(seconds: Sequence[Num], lasting_s: Num, n_devices: Num) -> Num:
     """
     # Groups with the same to do, as the ranks of a pipeline mostly are, are looked at once.
     *rows, lasting_s, n_devices = np.broadcast_arrays(*seconds, lasting_s, n_devices)
+    if np.ndim(lasting_s) == 1 and (equal := distinct([*rows, lasting_s, n_devices])) is not None:
+        first, which = equal
+        return np.asarray(behind_s([row[first] for row in rows], lasting_s[first], n_devices[first]))[which]
     alike = defaultdict[bytes, list[int]](list)
     for i, row in enumerate(rows):
         alike[row.tobytes()].append(i)

@@ -63,10 +63,10 @@ def test_decode_model_sweep(benchmark, random):
     assert len(result.feasible) == n
 
 
-def test_training_plans(benchmark, random):
+@pytest.mark.parametrize("n", [PLANS, 16_384])
+def test_training_plans(benchmark, random, n):
     """Full training plans of DeepSeek-V3: tensor, expert and data degrees, micro-batch; 16 stages, DualPipe."""
     scenario = question("deepseek_v3_h800_training", ["engine=analytic"]).scenario
-    n = PLANS
     plan = replace(
         scenario.plan,
         data=random.choice([32.0, 64.0, 128.0], n), expert=random.choice([8.0, 16.0, 32.0, 64.0], n),
