@@ -118,3 +118,19 @@ def test_the_harness_file_can_be_fitted(tmp_path: Path, capsys):
     assert sum(block.training.n_rows + block.held_out.n_rows for block in blocks) == len(rows) - n_judges
     assert [block.name for block in blocks] == ["collective", "collective_send"]
     assert all(block.held_out.mape < 0.03 for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("op,variant\nx,y\n", "the column 'error' is missing"),
+        (
+            "op,variant,format,n_gpus,message_elements,busiest_elements,us,error\nall_gather,,bf16,2,128,128,fast,\n",
+            "fast",
+        ),
+    ],
+)
+def test_a_file_that_is_none_is_one_clear_error(tmp_path: Path, text: str, what: str) -> None:
+    (tmp_path / "collectives.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"collectives\.csv: .*{what}.*sextant measure ranks"):
+        judged.judged(tmp_path, "h100")

@@ -196,16 +196,21 @@ FAMILIES: Mapping[str, Callable[[Sequence[Row], Cluster], Pairs]] = {
 
 def judged(folder: Path | str, device: str) -> list[Judged]:
     """The errors of every kind in the files of ``folder`` (as ``node.run`` writes them); rows with an error are left
-    out. InputError where there is none of the files, or no such device."""
+    out. InputError where there is none of the files, where one lacks a column or holds no numbers, or no such device.
+    """
     cluster, found = node(device), []
     for family, pairs_of in FAMILIES.items():
         path = Path(folder) / f"{family}.csv"
         if not path.exists():
             continue
-        rows = [row for row in read_rows(path) if not row["error"] and row["us" if "us" in row else "gemm_us"]]
         kinds: dict[str, Pairs] = {}
-        for pair in pairs_of(rows, cluster):
-            kinds.setdefault(pair[0], []).append(pair)
+        try:
+            rows = [row for row in read_rows(path) if not row["error"] and row["us" if "us" in row else "gemm_us"]]
+            for pair in pairs_of(rows, cluster):
+                kinds.setdefault(pair[0], []).append(pair)
+        except (KeyError, ValueError) as error:
+            what = f"the column {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{path}: {what}; give the file that 'sextant measure ranks' wrote") from None
         found += [_summary(family, kind, pairs) for kind, pairs in kinds.items()]
     if not found:
         raise InputError(f"{folder}: no measured rows; give a folder that 'sextant measure ranks' wrote")
