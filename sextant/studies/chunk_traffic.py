@@ -36,7 +36,12 @@ class Moved:
 def loaded_chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) -> ChunkTimes:
     """``stages.chunk_times`` with what moves beside the chunks; the same where nothing does."""
     kept = residency.activation_bytes(scenario.model, scenario.plan, scenario.load)
-    moves, times = moved(scenario, stages, kept), early(scenario, timed, stages, chunk_times(scenario, timed, stages))
+    return loaded(scenario, timed, stages, moved(scenario, stages, kept))
+
+
+def loaded(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts, moves: Moved | None) -> ChunkTimes:
+    """``stages.chunk_times`` beside ``moves``."""
+    times = early(scenario, timed, stages, chunk_times(scenario, timed, stages))
     return times if moves is None else beside(times, moves)
 
 

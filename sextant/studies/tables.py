@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sextant.studies.report import Answer
 
 _MAX_ROWS = 12
+#: Stands for a space at which no line ends.
+_NO_BREAK = "\0"
 #: A pipe has no width of its own: room enough that columns are not cut for programs that read them.
 _PIPE_WIDTH = 160
 
@@ -347,8 +350,10 @@ def width() -> int:
 
 
 def wrapped(text: str) -> list[str]:
-    """``text`` as lines that fit the terminal, at most 100 characters long."""
-    return textwrap.wrap(plain(text), min(_width(), 100), subsequent_indent="  ", break_on_hyphens=False)
+    """``text`` as lines that fit the terminal, at most 100 characters long; a number keeps its unit."""
+    held = re.sub(r"(?<=\d) (?=(?:[TGMk]?B|[mun]?s|us|[TGMK])\b)", _NO_BREAK, plain(text))
+    lines = textwrap.wrap(held, min(_width(), 100), subsequent_indent="  ", break_on_hyphens=False)
+    return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 def _clipped(text: str) -> str:

@@ -15,14 +15,13 @@ from sextant.simulator.trace import Counter
 from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
 from sextant.studies import goodput, played
 from sextant.studies.breakdown import breakdown
-from sextant.studies.chunk_traffic import beside, ends_s, loaded_chunk_times, moved
-from sextant.studies.early_sends import early
+from sextant.studies.chunk_traffic import ends_s, loaded, loaded_chunk_times, moved
 from sextant.studies.limits import plan_limits
 from sextant.studies.memory import RankMemory, StepBytes, memory_use, rank_memories, step_bytes, timelines
 from sextant.studies.pace import lasting_s, pace_of
 from sextant.studies.played import pick
 from sextant.studies.sends import blocked, send_bytes, waited_s
-from sextant.studies.stages import ChunkTimes, Layouts, Stages, chunk_times, layout, with_beside
+from sextant.studies.stages import ChunkTimes, Layouts, Stages, layout, with_beside
 from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step, touched_fraction_of
 from sextant.workloads.shard import shard
@@ -119,11 +118,8 @@ def evaluate_timed(
     plan, load, layers = scenario.plan, scenario.load, timed.step.layers
     stages = layout(scenario, timed, n_points)
     node_size = next(iter(scenario.cluster.tiers.values())).n_devices
-    moves, alone = (
-        moved(scenario, stages, held.kept),
-        early(scenario, timed, stages, chunk_times(scenario, timed, stages)),
-    )
-    chunks = blocked(scenario, alone if moves is None else beside(alone, moves))
+    moves = moved(scenario, stages, held.kept)
+    chunks = blocked(scenario, loaded(scenario, timed, stages, moves))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
     work = _rank_work(plan, chunks, stages, micro_batches)
     run = _pipeline(scenario, stages, chunks, work, n_points)
