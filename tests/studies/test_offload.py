@@ -96,8 +96,9 @@ def test_the_published_rates_are_predicted_and_nothing_stands_for_them():
         "engram_offload.baseline.tokens_per_s", "engram_offload.host.tokens_per_s",
         "engram_offload.host.throughput_loss",
     }  # fmt: skip
-    # The aim is 15%. It was met, at 14.4%, while FlashAttention's decode was an H200's; with an H100's it is 15.2%.
-    assert abs(rows["engram_offload.baseline.tokens_per_s"]["error"]) < 0.155
+    # The aim is 15%: met by the baseline (14.2%), missed by the offloaded engine (15.3%).
+    assert abs(rows["engram_offload.baseline.tokens_per_s"]["error"]) < 0.15
+    assert abs(rows["engram_offload.host.tokens_per_s"]["error"]) < 0.155
     for row in rows.values():
         assert row["low"] < row["predicted"] < row["high"]
 
