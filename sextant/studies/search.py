@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError
 from sextant.simulator.result import part as part_of
-from sextant.simulator.timed import joined
+from sextant.simulator.timed import TimedStep, joined
 from sextant.simulator.types import Flag, Plan, Result, Scenario
 from sextant.studies import answer, memory, search_space, training
 from sextant.studies.limits import plan_limits, undefined
+from sextant.studies.memory import StepBytes
 from sextant.studies.plans import Found, Group, collected
 from sextant.studies.workers import shared
 from sextant.workloads.ops import hyperconnection
@@ -93,8 +94,8 @@ def _groups(scenario: Scenario, space: Mapping[str, Sequence[Any]]) -> Iterator[
 
 
 def _shares(groups: Sequence[Group], n_workers: int) -> list[list[int]]:
-    """Groups that are evaluated together: of one overlap, whose operators are timed for all its schedules at once; as
-    many shares of each as there are workers, all with the same pipelines."""
+    """Groups that are evaluated together: of one overlap, whose operators are timed for all its schedules at once;
+    pipeline degrees are dealt out to as many shares of each as there are workers."""
     found: dict[tuple[Any, ...], list[int]] = {}
     pipelines = list(dict.fromkeys(float(group.plan.pipeline) for group in groups))
     for i, group in enumerate(groups):
@@ -146,14 +147,28 @@ def _evaluated(
             results[i] = answer.evaluate(_possible(scenario, [group]), len(group.possible))
             tell(group.n_points)
         return results
+    tell(sum(group.n_points for group in groups if not len(group.possible)))
+    if not any(len(group.possible) for group in groups):
+        return results
+    timed, held, at = _operated(scenario, groups)
+    for members in _bundles(groups, sorted(at)):
+        index = np.concatenate([at[i] for i in members])
+        part = _possible(scenario, [groups[i] for i in members])
+        found = training.evaluate_timed(part, timed.take(index), len(index), detail=False, held=held.take(index))
+        ends = np.cumsum([0, *(len(at[i]) for i in members)]).tolist()
+        for i, (start, stop) in zip(members, pairwise(ends), strict=True):
+            results[i] = part_of(found, start, stop)
+        tell(sum(groups[i].n_points for i in members))
+    return results
+
+
+def _operated(scenario: Scenario, groups: Sequence[Group]) -> tuple[TimedStep, StepBytes, dict[int, NDArray[np.intp]]]:
+    """Times and bytes of all operators that the groups' possible plans have, as points; for each group by its number,
+    which point each of its plans is. Plans that differ in what they make again have other operators."""
     sets: dict[tuple[Any, ...], list[int]] = {}
     for i, group in enumerate(groups):
         if len(group.possible):
             sets.setdefault((group.plan.recompute, _stages_per_rank(scenario, group.plan)), []).append(i)
-    tell(sum(group.n_points for group in groups if not len(group.possible)))
-    if not sets:
-        return results
-    # Plans that differ in what they make again have other operators, and are points like all others behind this loop.
     timed, sizes, held = [], [], []
     at: dict[int, NDArray[np.intp]] = {}
     for members in sets.values():
@@ -163,22 +178,10 @@ def _evaluated(
         step = training.sharded_step(plans)
         timed.append(training.timed_step(plans, step).merged(lambda op: hyperconnection.is_remade(op.name)))
         held.append(memory.step_bytes(plans, step))
-        at |= zip(
-            members, np.split(which.ravel() + sum(sizes), np.cumsum([len(each) for each in rows])[:-1]), strict=True
-        )
+        ends = np.cumsum([len(each) for each in rows])[:-1]
+        at |= zip(members, np.split(which.ravel() + sum(sizes), ends), strict=True)
         sizes.append(len(distinct))
-    all_timed, all_held = joined(timed, sizes), memory.joined(held, sizes)
-    for members in _bundles(groups, sorted(at)):
-        index = np.concatenate([at[i] for i in members])
-        part = _possible(scenario, [groups[i] for i in members])
-        found = training.evaluate_timed(
-            part, all_timed.take(index), len(index), detail=False, held=all_held.take(index)
-        )
-        ends = np.cumsum([0, *(len(at[i]) for i in members)]).tolist()
-        for i, (start, stop) in zip(members, pairwise(ends), strict=True):
-            results[i] = part_of(found, start, stop)
-        tell(sum(groups[i].n_points for i in members))
-    return results
+    return joined(timed, sizes), memory.joined(held, sizes), at
 
 
 def _bundles(groups: Sequence[Group], members: Sequence[int]) -> Iterator[list[int]]:

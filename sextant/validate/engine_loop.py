@@ -305,7 +305,7 @@ def header(device: torch.device) -> list[str]:
     cuda = device.type == "cuda"
     about = {
         "device": torch.cuda.get_device_name() if cuda else "cpu", "torch": torch.__version__,
-        "cuda": torch.version.cuda, "python": platform.python_version(), "host": _processor(),
+        "cuda": torch.version.cuda, "python": platform.python_version(), "host": processor(),
         "cores": os.cpu_count(), "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": "python -m sextant.validate.engine_loop",
         "timing": "decode_loop, prefill_loop, ngram_hash_cpu: host clock, device drained; sampler: four calls between "
@@ -314,7 +314,8 @@ def header(device: torch.device) -> list[str]:
     return [f"# {key}: {value}" for key, value in about.items()]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The host's processor, by name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -3,8 +3,8 @@
     python -m sextant.validate.engine_text [--out FILE] [--seconds S]
 
 The tokenizer has the vocabulary's size of Qwen3 and random byte-level tokens of two to ten bytes: decoding looks every
-id up and joins bytes, whatever they say. Needs tokenizers and transformers, no GPU. Rows as those of ``engine_loop``:
-work (detokenise), n (tokens), us, us_p10, us_p90, n_repeats.
+id up and joins bytes, whatever they say. Needs torch, tokenizers and transformers, no GPU. Rows as those of
+``engine_loop``: work (detokenise), n (tokens), us, us_p10, us_p90, n_repeats.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 
 import tokenizers
 import transformers
+
+from sextant.validate.engine_loop import processor
 
 VOCABULARY = 151_936
 TOKENS = (64, 100, 128, 256, 512, 768, 1024)
@@ -80,7 +82,7 @@ def main() -> None:
     asked = parser.parse_args()
     about = {
         "device": asked.device or "none", "tokenizers": tokenizers.__version__,
-        "transformers": transformers.__version__, "python": platform.python_version(), "host": _processor(),
+        "transformers": transformers.__version__, "python": platform.python_version(), "host": processor(),
         "cores": os.cpu_count(), "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": "python -m sextant.validate.engine_text",
     }  # fmt: skip
@@ -90,14 +92,6 @@ def main() -> None:
         writer = csv.DictWriter(file, list(COLUMNS))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
