@@ -210,5 +210,5 @@ STUDY = Study(
         "exposed_pipeline_s", "hbm_bytes",
     ),
     figures=figures, judged=judged,
-    fitted="kernel efficiencies, to H100 and H200 kernels; the backward product of the mappings is assumed",
+    fitted="kernel efficiencies, to H100 and H200 kernels, fused gradients of streams among them",
 )  # fmt: skip

@@ -34,7 +34,7 @@ from sextant.validate.fit_grouped import fit_grouped, fit_layers, fit_products
 from sextant.validate.fit_host_copy import fit_host_copy
 from sextant.validate.fit_memory import access, fit_memory
 from sextant.validate.fit_mhc import fit_mhc
-from sextant.validate.fit_mhc_training import fit_mhc_training
+from sextant.validate.fit_mhc_training import fit_mhc_backward, fit_mhc_training
 from sextant.validate.fit_wgrad import fit_wgrad
 from sextant.validate.solver import Errors, Fitted, Row, with_fit
 
@@ -157,7 +157,7 @@ FITTERS: Mapping[str, Fitter] = {
     "gemm": fit_gemms, "moe": fit_experts, "memory": fit_memories, "attention": fit_attentions,
     "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads, "mhc": fit_mhc, "gather": fit_gather,
     "host_copy": fit_host_copy, "conv2d": fit_conv2d, "fetch": fit_fetch, "engine": fit_engine,
-    "mhc_training": fit_mhc_training,
+    "mhc_training": fit_mhc_training, "mhc_backward": fit_mhc_backward,
 }  # fmt: skip
 
 

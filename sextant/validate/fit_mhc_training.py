@@ -1,8 +1,9 @@
-"""Fit DeepSeek's own training kernels of residual streams (rows of ``validate.stream_training``).
+"""Fit training kernels of residual streams: DeepSeek's own, and this package's fused gradients.
 
-``mhc_post_backward`` by the coefficients of ``rows``, ``mhc_pre_training`` and ``mhc_pre_training_backward`` by those
-of ``simulator.kernels.mhc_training``: the column ``kernels`` gives every part its own times. Errors are those of whole
-calls of hidden sizes that no fit saw.
+Rows of ``validate.stream_training`` give ``mhc_post_training_backward`` by the coefficients of ``rows``, and
+``mhc_pre_training`` and ``mhc_pre_training_backward`` by those of ``simulator.kernels.mhc_training``: the column
+``kernels`` gives every part its own times. Rows of ``validate.stream_gradients`` give ``mhc_post_backward`` and
+``mhc_pre_backward`` in the same way. Errors are those of whole calls of hidden sizes that no fit saw.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ Chosen = NDArray[np.bool_]
 
 #: L2 was overwritten before every call: all tensors come from HBM, and a floor is all of the latency.
 _POST_FIXED = {"write_cost": 1.0, "l2_share": 0.0, "l2_speedup": 1.0, "cold_share": 0.01}
-_POST = {
+_RELEASED_POST = {
     "cold_s": Bounds(start=4e-6, low=0.0, high=2e-5),
     "row_s": Bounds(start=3e-7, low=0.0, high=3e-6),
     "efficiency": Bounds(start=0.8, low=0.3, high=1.0),
 }
+
+_FUSED_POST = {
+    "floor_s": Bounds(start=4e-6, low=1e-6, high=2e-5), "efficiency": Bounds(start=0.9, low=0.3, high=1.0),
+    "value_s": Bounds(start=3e-11, low=0.0, high=1e-9),
+}  # fmt: skip
 
 _FLOOR, _EFFICIENCY = Bounds(start=3e-6, low=0.0, high=5e-5), Bounds(start=0.8, low=0.2, high=1.0)
 _SMALL = {"small_s": Bounds(start=1e-5, low=1e-6, high=1e-4), "token_s": Bounds(start=1e-7, low=0.0, high=1e-6)}
@@ -58,27 +64,64 @@ PARTS: Mapping[str, Mapping[str, Mapping[str, Bounds]]] = {
         "sinkhorn": {"wave_iteration_s": Bounds(start=1e-6, low=1e-8, high=1e-5)},
         "small": _SMALL,
     },
+    "mhc_pre_backward": {
+        "product": {
+            "product_stream_s": _FLOOR, "product_efficiency": _EFFICIENCY,
+            "lane_s": Bounds(start=1e-11, low=1e-13, high=1e-9),
+        },
+        "apply": {
+            "apply_floor_s": _FLOOR, "apply_efficiency": _EFFICIENCY,
+            "apply_dirty": Bounds(start=1.0, low=0.1, high=2.0), "apply_written": Bounds(start=0.3, low=0.0, high=1.0),
+        },
+        "sinkhorn": {
+            "map_floor_s": Bounds(start=2e-6, low=1e-6, high=1e-5), "map_s": Bounds(start=5e-6, low=0.0, high=3e-5),
+            "map_iteration_s": Bounds(start=3e-7, low=0.0, high=5e-6),
+            "token_s": Bounds(start=1e-7, low=0.0, high=2e-6),
+            "token_iteration_s": Bounds(start=5e-9, low=0.0, high=1e-7),
+        },
+    },
 }  # fmt: skip
-
-#: What the block of the backward pass is for beside its own kernels.
-_FUSED = "; all but the product are those of the fused pass as well, whose interval reaches up to these kernels"
 
 #: Kernels of a part by their names; the others are small ones.
 _KERNELS = {
-    "product": re.compile(r"norm_fn_\w+_mul"), "apply": re.compile("apply_mix"), "sinkhorn": re.compile("sinkhorn"),
+    "product": re.compile(r"norm_fn_\w+_mul|_product_gradients"), "apply": re.compile("apply_mix|_pre_gradient"),
+    "sinkhorn": re.compile("sinkhorn|_mapping_gradients"),
 }  # fmt: skip
+
+_COMPUTE = {
+    "mhc_pre_training": mhc_training.forward, "mhc_pre_training_backward": mhc_training.backward,
+    "mhc_pre_backward": mhc_training.fused_backward,
+}  # fmt: skip
+
+#: Rows that the fused gradients are fitted to: with 40 iterations the sums that are kept no longer fit the registers.
+_MOST_ITERATIONS = 20.0
 
 
 def fit_mhc_training(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitted]:
-    """The three blocks, as far as there are rows; ``device`` holds the block ``memory``.
+    """The three blocks of the released kernels, as far as there are rows; ``device`` holds the block ``memory``.
 
     InputError if there are no rows, of one hidden size only, or without the times of the kernels.
     """
+    asked = {
+        ("mhc_post", "backward"): "mhc_post_training_backward", ("mhc_pre", "forward"): "mhc_pre_training",
+        ("mhc_pre", "backward"): "mhc_pre_training_backward",
+    }  # fmt: skip
+    return _fit(asked, rows, device, source)
+
+
+def fit_mhc_backward(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitted]:
+    """The two blocks of this package's fused gradients; errors as those of ``fit_mhc_training``."""
+    known = [row for row in rows if float(row["sinkhorn_iters"]) <= _MOST_ITERATIONS]
+    asked = {("mhc_post", "backward"): "mhc_post_backward", ("mhc_pre", "backward"): "mhc_pre_backward"}
+    return _fit(asked, known, device, source)
+
+
+def _fit(asked: Mapping[tuple[str, str], str], rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
     found: list[Fitted] = []
-    for op, direction in (("mhc_post", "backward"), ("mhc_pre", "forward"), ("mhc_pre", "backward")):
+    for (op, direction), name in asked.items():
         part = [row for row in rows if row["op"] == op and row.get("direction") == direction]
         if part:
-            found.append((_fit_post if op == "mhc_post" else _fit_pre)(part, device, source))
+            found.append((_fit_post if op == "mhc_post" else _fit_pre)(name, part, device, source))
     if not found:
         raise InputError("no rows of mhc_pre and mhc_post with a direction; check columns 'op' and 'direction'")
     return found
@@ -98,23 +141,25 @@ def part_s(row: Row) -> dict[str, float]:
     return {**seconds, "small": 1e-6 * float(row["us"]) - sum(seconds.values())}
 
 
-def _fit_post(rows: Sequence[Row], device: Device, source: str) -> Fitted:
-    name = "mhc_post_backward"
-    fixed = {**_POST_FIXED, "floor_s": float(fit_of(device, "memory").coefficients["floor_s"])}
+def _fit_post(name: str, rows: Sequence[Row], device: Device, source: str) -> Fitted:
+    bounds, fixed = _FUSED_POST, {}
+    if name == "mhc_post_training_backward":
+        bounds, fixed = (
+            _RELEASED_POST,
+            {**_POST_FIXED, "floor_s": float(fit_of(device, "memory").coefficients["floor_s"])},
+        )
 
     def predict(fit: KernelFit, chosen: Chosen) -> Array:
         shape = {key: np.asarray(values)[chosen] for key, values in columns(rows, "mhc_post").items()}
-        op = operators.streams("mhc_post", shape, "backward")
+        op = replace(operators.streams("mhc_post", shape), variant=name.removeprefix("mhc_post_"))
         return np.asarray(estimate(op, alone(with_fit(device, name, fit))).seconds)
 
-    fitted = fit_unseen(name, _POST, fixed, predict, column(rows, "us") * 1e-6, column(rows, "hidden"), "hidden sizes")
+    fitted = fit_unseen(name, bounds, fixed, predict, column(rows, "us") * 1e-6, column(rows, "hidden"), "hidden sizes")
     return replace(fitted, fit=replace(fitted.fit, source=f"{source}; {fitted.fit.source}"))
 
 
-def _fit_pre(rows: Sequence[Row], device: Device, source: str) -> Fitted:
-    backward = rows[0]["direction"] == "backward"
-    name = "mhc_pre_training_backward" if backward else "mhc_pre_training"
-    compute = mhc_training.backward if backward else mhc_training.forward
+def _fit_pre(name: str, rows: Sequence[Row], device: Device, source: str) -> Fitted:
+    compute = _COMPUTE[name]
     shape, seconds = columns(rows, "mhc_pre"), [part_s(row) for row in rows]
     whole_s, hidden = column(rows, "us") * 1e-6, column(rows, "hidden")
     if len(np.unique(hidden)) < 2:
@@ -142,5 +187,4 @@ def _fit_pre(rows: Sequence[Row], device: Device, source: str) -> Fitted:
     everything = np.ones(len(rows), dtype=bool)
     kept = fitted(everything)
     training = errors(np.asarray(parts(kept, everything).total), whole_s)
-    found = judged(name, kept, training, errors(unseen_s, whole_s), "hidden sizes")
-    return replace(found, fit=replace(found.fit, source=found.fit.source + _FUSED)) if backward else found
+    return judged(name, kept, training, errors(unseen_s, whole_s), "hidden sizes")

@@ -174,11 +174,11 @@ def test_an_array_is_its_scalars(kind, variant) -> None:
 
 
 def test_what_was_not_measured_says_so() -> None:
-    """Of backward passes mhc_post's was; a GPU without a block of the gate's or of Sinkhorn's own takes that of its
-    neighbour."""
+    """Of backward passes mhc_pre's and mhc_post's were; a GPU without a block of the gate's or of Sinkhorn's own takes
+    that of its neighbour."""
     for on in (H100, H200):
         found = {(kind, variant): time(kind, variant, 4096.0, 2560.0, on=on).provenance for kind, variant in CASES}
-        unmeasured = {(kind, "backward") for kind in KINDS if kind != "mhc_post"}
+        unmeasured = {(kind, "backward") for kind in KINDS if kind not in ("mhc_pre", "mhc_post")}
         assert found == {case: "assumed" if case in unmeasured else "fitted" for case in CASES}
     blocks = {name: fit for name, fit in H100.device.kernels.items() if name in ("mhc_pre", "mhc_post")}
     bare = paths.put(H100, "device.kernels", blocks)
@@ -189,13 +189,14 @@ def test_what_was_not_measured_says_so() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_backward_pass_has_a_wider_interval_and_takes_longer(kind: str) -> None:
+def test_a_backward_pass_takes_longer_and_has_a_wider_interval_where_it_was_not_measured(kind: str) -> None:
+    """On an H200 the mappings' forward product is an earlier kernel of this package, slower than the backward one."""
     for on in (H100, H200):
         there, back = (time(kind, variant, 8192.0, 2560.0, on=on) for variant in ("", "backward"))
-        assert back.seconds > 1.1 * there.seconds
-        assert (
-            back.low / back.seconds < there.low / there.seconds < there.high / there.seconds < back.high / back.seconds
-        )
+        assert back.seconds > 1.1 * there.seconds or (kind, on) == ("mhc_pre", H200)
+        if back.provenance == "assumed":
+            assert back.low / back.seconds < there.low / there.seconds
+            assert back.high / back.seconds > there.high / there.seconds
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -216,7 +217,7 @@ def test_an_absent_block_is_named() -> None:
 
 def test_bytes_per_token_are_those_of_the_published_kernels() -> None:
     """mHC s4.3.1 and Table 2 at C = 7168 and four streams: (3n + 1) C read and (n + 1) C written per sublayer, 258 KB;
-    TileKernels reads and writes 14 h in post's backward, 17 h + 8 h in pre's."""
+    TileKernels reads and writes 14 h in post's backward, 17 h + 8 h in pre's; fused gradients 14 h + 4 h in pre's."""
     shape = {"n_tokens": 1e6, "hidden": 7168.0, "n_streams": 4.0, "sinkhorn_iters": 20.0}
 
     def elements(kind: str, variant: str = "") -> float:
@@ -224,7 +225,8 @@ def test_bytes_per_token_are_those_of_the_published_kernels() -> None:
 
     assert elements("mhc_pre") + elements("mhc_post") == pytest.approx(18.0, rel=0.003)
     assert elements("mhc_post", "backward") == pytest.approx(14.0, rel=0.003)
-    assert elements("mhc_pre", "backward") == pytest.approx(25.0, rel=0.003)
+    assert elements("mhc_pre", "training_backward") == pytest.approx(25.0, rel=0.003)
+    assert elements("mhc_pre", "backward") == pytest.approx(18.0, rel=0.003)
     assert elements("engram_gate") == pytest.approx(13.0, rel=0.003)
     assert module("sinkhorn").work(shape, "fp32", "").traffic_bytes["hbm"] == 2 * 16 * 4.0 * 1e6
 

@@ -57,18 +57,15 @@ def test_overhead_rises_with_the_streams(found):
 
 
 def test_fused_kernels_move_less_and_take_less_time(found):
-    for name in ("streams_bytes", "time_overhead", "streams_s"):
-        fused, _, unfused = table(found, name)
-        assert np.all(fused[:, 1:] < unfused[:, 1:]), name
-
-
-def test_released_kernels_move_the_same_bytes_in_more_time(found):
-    """DeepSeek's training kernels as measured."""
-    fused, released, _ = table(found, "streams_bytes")
-    assert np.all(fused == released)
+    """Released ones read and write the residual's gradient twice, unfused ones more often. In time up to six streams;
+    with eight the fused product, measured, waits for its matrix units."""
+    fused, released, unfused = table(found, "streams_bytes")
+    assert np.all(fused[:, 1:] < released[:, 1:]) and np.all(released[:, 1:] < unfused[:, 1:])
     for name in ("time_overhead", "streams_s"):
-        fused, released, _ = table(found, name)
-        assert np.all(released[:, 1:] > fused[:, 1:]), name
+        fused, released, unfused = table(found, name)
+        assert np.all(fused[:, 1:5] < unfused[:, 1:5]), name
+        assert np.all(fused[:, 1:5] < released[:, 1:5]), name
+        assert np.all(fused[:, 5] > 1.5 * fused[:, 4]), name
 
 
 def test_released_kernels_are_of_training():

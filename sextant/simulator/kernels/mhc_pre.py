@@ -14,13 +14,13 @@ kernels, a product in blocks of 16 or 64 tokens that is split along n C over idl
     short_lane_s, tall_lane_s        ... or per mapping, padded to a power of two, whichever is longer
     token_iteration_s                Sinkhorn's time of a token on one SM, per iteration
 
-``backward`` reads the residual and the gradients of the layer's input, adds to the residual's gradient twice (through
-H_pre and through the mappings) and sums the weight gradient. Of DeepSeek's released kernels (deepseek-ai/TileKernels
-pre_apply_mix, pre_norm_fn and what is between) all parts were measured; their product of the mappings, whose weight
-gradient is not split, takes two to nine times what its bytes do, and the package itself recommends another.
-``training`` and ``training_backward`` are those kernels as they are (``mhc_training``). ``backward`` is what the mHC
-paper describes: their other kernels, and a product that nobody has published, assumed to move its bytes as the forward
-pass does. Its interval is wider, and reaches up to the released kernels.
+``backward`` is what the mHC paper describes, by this package's kernels: one reads the residual and the gradient of the
+layer's input for H_pre's gradients, one makes those of the mappings, and one product adds to the residual's gradient
+(through H_pre, mappings and norm at once) and sums the weights'. ``training`` and ``training_backward`` are the kernels
+that DeepSeek released (deepseek-ai/TileKernels pre_apply_mix, pre_norm_fn and what is between). These add to the
+residual's gradient twice, and their product of the mappings, whose weight gradient is not split, takes two to nine
+times what its bytes do; the package itself recommends another. Both were measured; ``mhc_training`` has their
+arithmetic.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import numpy as np
 
 from sextant.simulator.kernels import Work, fit_of, mhc_training
 from sextant.simulator.kernels.correction import correction
+from sextant.simulator.kernels.mhc_training import is_backward
 from sextant.simulator.kernels.rows import least_seconds
 from sextant.simulator.kernels.streams import Stream, stream_features, stream_rows, stream_seconds
 from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
@@ -42,11 +43,11 @@ MATH_SHARE = 0.5
 #: Tokens of a block of the product: the taller one where it fills all SMs.
 SHORT_BLOCK, TALL_BLOCK = 16.0, 64.0
 
-#: Share of the forward's latency, of two kernels, that the backward product is taken to have.
-PRODUCT_LAUNCH = 0.5
-
-#: Widening of the interval for the backward pass.
-BACKWARD_LOW, BACKWARD_HIGH = 0.9, 1.4
+#: By variant the arithmetic of training kernels; their block is named after it.
+_TRAINING = {
+    "training": mhc_training.forward, "training_backward": mhc_training.backward,
+    "backward": mhc_training.fused_backward,
+}  # fmt: skip
 
 
 def n_mappings(n_streams: Num) -> Num:
@@ -58,26 +59,16 @@ def stream(shape: Mapping[str, Num], variant: str) -> Stream:
     """Bytes of one execution: BF16 tensors, FP32 mappings and weights."""
     n, width, maps = shape["n_streams"], shape["hidden"], n_mappings(shape["n_streams"])
     if is_backward(variant):
-        # apply: grad C, residual n C, its gradient n C read, n C written; then the product.
-        product, applied, once = product_stream(shape), 2.0 * width * (3.0 * n + 1.0), 2.0 * width * (2.0 * n + 1.0)
-        return replace(product, token_bytes=applied + product.token_bytes, tensor_bytes=once)
+        # Released, H_pre's gradients read C + 2 n C and write n C, and the product reads 2 n C and writes n C; fused,
+        # the former read C + n C and write none, and the product reads C + 2 n C and writes n C.
+        elements = 6.0 * n + 1.0 if variant == "training_backward" else 4.0 * n + 2.0
+        return Stream(
+            n_tokens=shape["n_tokens"], token_bytes=2.0 * width * elements + 12.0 * maps,
+            tensor_bytes=2.0 * width * (2.0 * n + 1.0), fixed_bytes=12.0 * n * width * maps,
+        )  # fmt: skip
     passes, once = 2.0 * width * (2.0 * n + 1.0), 2.0 * width * (n + 1.0)
     weights = 4.0 * n * width * maps
     return Stream(n_tokens=shape["n_tokens"], token_bytes=passes + 12.0 * maps, tensor_bytes=once, fixed_bytes=weights)
-
-
-def product_stream(shape: Mapping[str, Num]) -> Stream:
-    """Bytes of the backward product: residual and its gradient read, the latter written; weights read and written."""
-    wide, maps = shape["n_streams"] * shape["hidden"], n_mappings(shape["n_streams"])
-    return Stream(
-        n_tokens=shape["n_tokens"], token_bytes=6.0 * wide + 12.0 * maps, tensor_bytes=4.0 * wide,
-        fixed_bytes=12.0 * wide * maps,
-    )  # fmt: skip
-
-
-def is_backward(variant: str) -> bool:
-    """Whether a variant is a backward pass."""
-    return variant.endswith("backward")
 
 
 def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
@@ -90,14 +81,12 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds by the block ``mhc_pre``, with iteration_s per Sinkhorn iteration, which runs on chip; in training by
-    ``mhc_pre_training`` and ``mhc_pre_training_backward``. KeyError if the device lacks one."""
+    """Seconds by the block ``mhc_pre``, with iteration_s per Sinkhorn iteration, which runs on chip; of training
+    kernels by the block of the variant. KeyError if the device lacks one."""
     device, s = cluster.device, op.shape
-    if op.variant.startswith("training"):
-        return _released(op, device)
+    if op.variant:
+        return _training(op, device)
     fit = fit_of(device, "mhc_pre")
-    if op.variant == "backward":
-        return _backward(op, fit, device)
     what, math_s = stream(s, op.variant), _math_s(op, device)
     launch_s, memory_s = _parts(s, what, fit, device)
     launch_s = launch_s + iterations_s(s, fit.coefficients)
@@ -109,37 +98,16 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     )  # fmt: skip
 
 
-def _released(op: Op, device: Device) -> Estimate:
-    """The kernels that DeepSeek released, as measured."""
-    compute = mhc_training.backward if is_backward(op.variant) else mhc_training.forward
+def _training(op: Op, device: Device) -> Estimate:
+    """Kernels of the training, part by part, as measured."""
     fit = fit_of(device, f"mhc_pre_{op.variant}")
-    parts, math_s = compute(op.shape, fit.coefficients, device), _math_s(op, device)
+    parts, math_s = _TRAINING[op.variant](op.shape, fit.coefficients, device), _math_s(op, device)
     parts = replace(parts, product=np.maximum(parts.product, math_s))
     seconds = np.maximum(parts.total, _least_s(op, device))
     return Estimate(
         seconds=seconds, low=seconds * fit.low, high=seconds * fit.high,
         limits={"math": math_s, "memory": parts.product + parts.apply, "launch": parts.sinkhorn + parts.small},
         provenance=fit.provenance,
-    )  # fmt: skip
-
-
-def _backward(op: Op, fit: KernelFit, device: Device) -> Estimate:
-    """The product by the forward's coefficients, the other kernels as released; the interval reaches up to these."""
-    released = _released(replace(op, variant="training_backward"), device)
-    measured = fit_of(device, "mhc_pre_training_backward").coefficients
-    parts, math_s = mhc_training.backward(op.shape, measured, device), _math_s(op, device)
-    # Sinkhorn is none of the product's.
-    launch_s, memory_s = _parts({**op.shape, "sinkhorn_iters": 0.0}, product_stream(op.shape), fit, device)
-    launch_s = PRODUCT_LAUNCH * launch_s
-    product_s = (launch_s + np.maximum(memory_s, math_s)) * correction(fit, features(op.shape, op.variant))
-    seconds = np.maximum(product_s + parts.apply + parts.sinkhorn + parts.small, _least_s(op, device))
-    return Estimate(
-        seconds=seconds, low=seconds * fit.low * BACKWARD_LOW,
-        high=np.maximum(seconds * fit.high * BACKWARD_HIGH, released.seconds),
-        limits={
-            "math": math_s, "memory": memory_s + parts.apply, "launch": launch_s + parts.sinkhorn + parts.small,
-        },
-        provenance="assumed",
     )  # fmt: skip
 
 

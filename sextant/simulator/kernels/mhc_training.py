@@ -1,9 +1,9 @@
-"""The training kernels of residual streams that DeepSeek released (tile-kernels 1.0.0), from streams to layer input.
+"""Training kernels of residual streams, from streams to layer input: arithmetic of ``mhc_pre``.
 
-Forward a product of the mappings, its norm, split, Sinkhorn, H_pre applied; backward H_pre's gradients, Sinkhorn,
-split, reductions, norm, and the product that adds to the residual's gradient and sums that of the weights. Arithmetic
-of ``mhc_pre``: every part by itself, as it was measured, with four streams and 20 iterations; other numbers follow from
-values, mappings and rounds.
+Those that DeepSeek released (tile-kernels 1.0.0): forward a product of the mappings, its norm, split, Sinkhorn, H_pre
+applied; backward H_pre's gradients, Sinkhorn, split, reductions, norm, and the product that adds to the residual's
+gradient and sums that of the weights. Every part by itself, as it was measured, with four streams and 20 iterations;
+other numbers follow from values, mappings and rounds.
 
     product_floor_s, product_value_s   forward: latency of the product, and of the n C values that a
                           block of tokens sums one after the other
@@ -15,6 +15,23 @@ values, mappings and rounds.
     sinkhorn_s, token_iteration_s      forward: Sinkhorn's launch, and an SM's time for a token and iteration
     wave_iteration_s      backward: an iteration of Sinkhorn, of as many tokens as all SMs hold at once
     small_s, token_s      latency of the other kernels in between, and an SM's time for a token
+
+And this package's fused gradients, three kernels as the mHC paper describes them (arXiv:2512.24880, s4.3.1;
+validate.kernels.triton_stream_gradients): the first reads residual and layer gradient for those of H_pre, the second
+makes those of the mappings, the product adds to the residual's gradient all that is missing.
+
+    product_stream_s, product_efficiency  latency of the product, per stream, and its share of the HBM bandwidth: up to
+                          four streams a kernel that only adds the three tensors takes 82 to 94% as long
+    lane_s                more streams: an SM's time for a value and mapping, padded to a power of two, if it is longer
+    apply_floor_s, apply_efficiency       the same of the first kernel
+    apply_dirty, apply_written            of its bytes up to a share of the L2 capacity, what is written back besides:
+                          the lines that they replace
+    map_floor_s           launch of the second kernel
+    map_s, map_iteration_s                its latency, and per iteration of Sinkhorn
+    token_s, token_iteration_s            an SM's time for a token, and per iteration
+
+The fused gradient of ``mhc_post``: ``floor_s``; ``efficiency``, of its bytes; ``value_s``, an SM's time for one of the
+n^2 products of a value.
 """
 
 from __future__ import annotations
@@ -33,8 +50,16 @@ WAVE_TOKENS = 64.0
 #: Mappings of a token, and values of its matrix, that the measured times are of.
 _MAPPINGS, _VALUES = 24.0, 16.0
 
-#: How sharply latency and bytes of the forward product change places.
-_POWER = 8.0
+#: How sharply latency and bytes of the forward product change places, and latency and work of the fused mappings.
+_POWER, _MAP_POWER = 8.0, 4.0
+
+#: Mappings that the fused product pads a token's to at least, and those of four streams.
+_FEWEST_LANES, _FEW_LANES = 16.0, 32.0
+
+
+def is_backward(variant: str) -> bool:
+    """Whether a variant of a kernel of streams is a backward pass."""
+    return variant.endswith("backward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +105,33 @@ def backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> 
         product=np.maximum(product_s, moved_s), apply=c["apply_floor_s"] + applied_s,
         sinkhorn=c["wave_iteration_s"] * _values(shape) * waves, small=_small_s(shape, c, device),
     )  # fmt: skip
+
+
+def fused_backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> Parts:
+    """Seconds of the fused gradients by the block ``mhc_pre_backward``; ``sinkhorn`` is all of the mappings' kernel."""
+    m, width, wide, bandwidth = _sizes(shape, device)
+    read = 2.0 * m * (wide + width)
+    written_back = c["apply_written"] * np.minimum(read, c["apply_dirty"] * device.l2_bytes)
+    lanes = np.maximum(_FEWEST_LANES, 2.0 ** np.ceil(np.log2(shape["n_streams"] * (shape["n_streams"] + 2.0))))
+    lane_s = np.where(lanes > _FEW_LANES, c["lane_s"], 0.0)
+    read_s = 2.0 * m * (3.0 * wide + width) / (bandwidth * c["product_efficiency"])
+    multiplied_s = lane_s * lanes * m * wide / device.n_sms
+    iterations = _values(shape)
+    latency_s = c["map_s"] + c["map_iteration_s"] * iterations
+    worked_s = (c["token_s"] + c["token_iteration_s"] * iterations) * m / device.n_sms
+    return Parts(
+        product=c["product_stream_s"] * shape["n_streams"] + np.maximum(read_s, multiplied_s),
+        apply=c["apply_floor_s"] + (read + written_back) / (bandwidth * c["apply_efficiency"]),
+        sinkhorn=c["map_floor_s"] + (latency_s**_MAP_POWER + worked_s**_MAP_POWER) ** (1.0 / _MAP_POWER), small=0.0,
+    )  # fmt: skip
+
+
+def fused_post_backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> tuple[Num, Num]:
+    """Seconds of latency, and of bytes and products, of the fused gradient of ``mhc_post`` (``mhc_post_backward``)."""
+    m, width, wide, bandwidth = _sizes(shape, device)
+    read_s = 2.0 * m * (3.0 * wide + 2.0 * width) / (bandwidth * c["efficiency"])
+    multiplied_s = c["value_s"] * shape["n_streams"] * m * wide / device.n_sms
+    return np.maximum(c["floor_s"], device.launch_s), np.sqrt(read_s**2 + multiplied_s**2)
 
 
 def _values(shape: Mapping[str, Num]) -> Num:

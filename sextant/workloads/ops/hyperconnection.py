@@ -136,7 +136,7 @@ def post(name: str, place: Place, m: Num, model) -> list[Op]:
         size, n = 2.0 * m * model.hidden_size, model.n_streams
         read = size + 4.0 * m * n * (n + 1.0)
         ops.append(moved(f"{name}_post_recompute", place, read, size * n, "backward_input"))
-    ops.append(_kernel("mhc_post", f"{name}_post_backward", place, m, model, "backward"))
+    ops.append(_kernel("mhc_post", f"{name}_post_backward", place, m, model, _backward(place)))
     return ops
 
 
@@ -154,8 +154,7 @@ def _make(name: str, place: Place, m: Num, model) -> list[Op]:
 
 def _make_backward(name: str, place: Place, m: Num, model) -> list[Op]:
     if place.streams != "unfused":
-        variant = "training_backward" if place.streams == "tile_kernels" else "backward"
-        return [_kernel("mhc_pre", f"{name}_pre_backward", place, m, model, variant)]
+        return [_kernel("mhc_pre", f"{name}_pre_backward", place, m, model, _backward(place))]
     rows = gradients(model.n_streams, model.hidden_size)
     return [
         _apply(f"{name}_pre_backward", place, m, rows["apply_pre"], "backward_input"),
@@ -164,6 +163,11 @@ def _make_backward(name: str, place: Place, m: Num, model) -> list[Op]:
         _product(f"{name}_mappings_wgrad", place, m, model, "backward_weight"),
         _apply(f"{name}_gradient_sum", place, m, rows["gradient_sum"], "backward_input"),
     ]
+
+
+def _backward(place: Place) -> str:
+    """The variant of the kernels that run backward."""
+    return "training_backward" if place.streams == "tile_kernels" else "backward"
 
 
 def _pre_again(name: str, place: Place, m: Num, model) -> Op:
