@@ -172,5 +172,5 @@ def kernel_errors(device: str = "h200", prefix: str = "", folder: Path | None = 
 #: Kernels of the passes that one operator's prediction stands for.
 _KERNELS = {
     "mhc_pre": ("_mappings_product", "_mix_in"), "mhc_post": ("_mix_out",), "engram_gate": ("gate",),
-    "engram_conv": ("convolve",),
+    "engram_conv": ("convolve", "convolve_step"),
 }  # fmt: skip

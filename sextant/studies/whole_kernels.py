@@ -19,7 +19,7 @@ KERNELS: tuple[tuple[str, str], ...] = (
     # Names of the kernels of this package, whole: some are words that libraries use otherwise.
     ("attention", r"^_join$|^_(grouped|latent)_(part|one)|^void cudnn::fusion::(compute_dot|convert_dq)"),
     ("streams (mHC)", r"^_?(mix_in|mix_out|mappings)"),
-    ("Engram", r"^(_gather|_gather_in_turn|hashed|gate|convolve)$"),
+    ("Engram", r"^(_gather|_gather_in_turn|hashed|gate|norms|convolve(_step)?)$"),
     ("routing", r"^(place|select|_weighted_sum|_gather_rows)$"),
     ("loss", r"^(row_max|row_loss|softmax_gradient)$"),
     ("norm", r"^(add_norm|norm_backward|_rmsnorm|_layernorm)$"),

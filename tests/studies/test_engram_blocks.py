@@ -30,14 +30,14 @@ def test_every_case_was_measured_by_every_way(blocks: engram_table.Blocks) -> No
 def test_how_many_are_within_20_us_or_a_tenth(blocks: engram_table.Blocks) -> None:
     """Of 17 each; what a scenario gets is what is judged."""
     assert {way: near for way, (near, _) in blocks.near().items()} == {
-        "hbm": 16, "inline": 17, "few": 14, "bounded": 15, "full": 16, "copy": 16,
+        "hbm": 17, "inline": 17, "few": 13, "bounded": 15, "full": 16, "copy": 16,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("way", "error", "off_us"),
-    [("hbm", 1.5, 21.4), ("inline", 0.065, 10.0), ("full", 0.053, 21.1), ("copy", 1.0, 30.1),
-     ("few", 0.25, 170.0), ("bounded", 0.153, 92.7)],
+    [("hbm", 0.0, 15.5), ("inline", 0.05, 9.2), ("full", 0.041, 21.0), ("copy", 0.0, 31.5),
+     ("few", 0.198, 141.0), ("bounded", 0.163, 98.3)],
 )  # fmt: skip
 def test_errors_are_what_was_reached(blocks: engram_table.Blocks, way: str, error: float, off_us: float) -> None:
     """Where more than 200 us are exposed, the share; elsewhere, and for the ways with none so large, microseconds."""
@@ -47,24 +47,23 @@ def test_errors_are_what_was_reached(blocks: engram_table.Blocks, way: str, erro
     assert max(large, default=0.0) <= error and max(small) <= off_us
 
 
-def test_decode_is_within_24_us_by_every_way_but_one(blocks: engram_table.Blocks) -> None:
+def test_decode_is_within_22_us_by_every_way_but_one(blocks: engram_table.Blocks) -> None:
     """Of 128 sequences, 2,048 rows come one by one: in a pass an eighth slower than kernels tell, and all is waited."""
     off = {(row.case, row.way): row.off_s for row in blocks.rows if row.case.startswith("decode")}
-    assert -82e-6 < off.pop(("decode-b128-layer-2", "few")) < -24.2e-6
-    assert max(map(abs, off.values())) <= 24.2e-6
+    assert -82.1e-6 < off.pop(("decode-b128-layer-2", "few")) < -22e-6
+    assert max(map(abs, off.values())) <= 21.6e-6
 
 
 def test_one_layer_of_prefill_is_right_wherever_the_fetch_outlasts_it(blocks: engram_table.Blocks) -> None:
     """Up to 4,096 tokens. Of 8,192 it ends in front of the layer's last product, whose loss is spread over all."""
     rows = [row for row in blocks.rows if row.case.endswith("layer-2") and row.case.startswith("prefill")]
     rows = [row for row in rows if row.way in ("few", "bounded") and "8192" not in row.case]
-    assert len(rows) == 8 and max(abs(row.error) for row in rows) <= 0.115
+    assert len(rows) == 8 and max(abs(row.error) for row in rows) <= 0.102
 
 
-def test_passes_are_within_an_eighth(blocks: engram_table.Blocks) -> None:
-    """A convolution that takes seven times its bytes' time is in each of them."""
+def test_passes_are_within_a_twelfth(blocks: engram_table.Blocks) -> None:
     errors = [row.pass_predicted_s / row.pass_measured_s - 1.0 for row in blocks.rows]
-    assert max(map(abs, errors)) <= 0.131 and sum(map(abs, errors)) / len(errors) <= 0.056
+    assert max(map(abs, errors)) <= 0.088 and sum(map(abs, errors)) / len(errors) <= 0.029
 
 
 def test_nothing_in_front_hides_nothing() -> None:
@@ -107,11 +106,11 @@ def test_kernels_inside_the_passes() -> None:
     found = engram_table.judged_kernels()
     sums = found.sums()
     assert {name: round(100 * mean, 1) for name, (mean, _) in sums.items()} == {
-        "mhc_pre": 6.1, "mhc_post": 19.3, "engram_conv": 72.0, "engram_gate": 13.2,
+        "mhc_pre": 6.0, "mhc_post": 19.2, "engram_conv": 31.4, "engram_gate": 13.0,
     }  # fmt: skip
     many = [row for row in found.rows if row["case"].startswith(("prefill-4096", "prefill-8192"))]
     largest = {name: max(abs(row["error"]) for row in many if row["kernel"] == name) for name in sums}
-    assert largest["mhc_pre"] <= 0.089 and largest["mhc_post"] <= 0.106 and largest["engram_gate"] <= 0.041
+    assert largest["mhc_pre"] <= 0.0892 and largest["mhc_post"] <= 0.106 and largest["engram_gate"] <= 0.034
 
 
 def run(*words: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -19,7 +19,7 @@ from sextant.validate.kernels import (
     triton_vision,
 )
 from sextant.validate.kernels.streams import CLAMP
-from sextant.validate.whole import triton_layers
+from sextant.validate.whole import triton_convolution, triton_layers
 from sextant.validate.whole.kernels import EPS, HASH_FACTORS, Kernels
 
 #: Heads of one program, columns of one program of SwiGLU, pairs of one step of ``place``, tokens of one of ``hash``.
@@ -229,11 +229,4 @@ class FusedKernels(Kernels):
     def convolve(
         self, x: Tensor, y: Tensor, w: Tensor, taps: Tensor, earlier: Tensor | None, *, seq: int, dilation: int
     ) -> Tensor:
-        m, n, hidden = x.shape
-        out = torch.empty_like(x)
-        block = triton.next_power_of_2(hidden)
-        triton_layers.convolve[(m, n)](
-            x, y, w, taps, x if earlier is None else earlier, out, hidden, seq, dilation, EPS,
-            N=n, TAPS=taps.shape[0], BLOCK=block, KEPT=earlier is not None, num_warps=_warps(block),
-        )  # fmt: skip
-        return out
+        return triton_convolution.convolved(x, y, w, taps, earlier, seq=seq, dilation=dilation, eps=EPS)

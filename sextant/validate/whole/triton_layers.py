@@ -244,31 +244,3 @@ def gate(x_ptr, k_ptr, v_ptr, w_ptr, y_ptr, hidden, k_token, v_token, eps, clamp
     root = tl.sqrt(tl.maximum(tl.abs(dot), clamp))
     weight = tl.sigmoid(tl.where(dot > 0.0, root, tl.where(dot < 0.0, -root, 0.0)))
     tl.store(y_ptr + at, (x + weight * v).to(tl.bfloat16), mask=inside)
-
-
-@triton.jit
-def convolve(
-    x_ptr, y_ptr, w_ptr, tap_ptr, earlier_ptr, out_ptr, hidden, seq, dilation, eps,
-    N: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
-):  # fmt: skip
-    """One token and stream: y + SiLU(sum over taps of tap times the norm of an earlier token's y - x)."""
-    token, stream = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    position = token % seq
-    col = tl.arange(0, BLOCK)
-    inside = col < hidden
-    at = (token * N + stream) * hidden + col
-    w = tl.load(w_ptr + stream * hidden + col, mask=inside, other=0.0)
-    y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    for j in tl.static_range(TAPS):
-        if KEPT and j > 0:  # a decode step: the tokens before it are in the state, the oldest first
-            row = token * (TAPS - 1) * dilation + (TAPS - 1 - j) * dilation
-            gated = tl.load(earlier_ptr + (row * N + stream) * hidden + col, mask=inside, other=0.0).to(tl.float32)
-        else:
-            there = inside & (position >= j * dilation)
-            back = at - j * dilation * N * hidden
-            gated = tl.load(y_ptr + back, mask=there, other=0.0).to(tl.float32)
-            gated -= tl.load(x_ptr + back, mask=there, other=0.0).to(tl.float32)
-        tap = tl.load(tap_ptr + (j * N + stream) * hidden + col, mask=inside, other=0.0)
-        total += tap * w * gated / tl.sqrt(tl.sum(gated * gated, 0) / hidden + eps)
-    tl.store(out_ptr + at, (y + total * tl.sigmoid(total)).to(tl.bfloat16), mask=inside)
