@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
-from functools import lru_cache
-from hashlib import blake2b
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
 from sextant.simulator.kernels.collective import N_CHANNELS
 from sextant.simulator.overlap import exposed_s
-from sextant.simulator.points import FEW_POINTS, distinct
+from sextant.simulator.points import Points, Values, distinct_points
 from sextant.simulator.timed import TimedOp, TimedStep, is_message
-from sextant.simulator.types import Cluster, Correction, Device, Estimate, Num, Op, Step
+from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
 _MOST_TAKEN = 0.5
@@ -30,25 +25,55 @@ def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: 
     by communication leaves. Communication has the links to itself; kernels of the expert exchange copy more slowly
     beside compute, where there is a share. Messages ``beside`` an operator last as long as what they add to it.
     """
+    values = Values()
+    keys = [_signature(op, values) for op in step.ops]
+    alike: dict[tuple[bool, bool], dict[object, Op]] = {}
+    for op, key in zip(step.ops, keys, strict=True):
+        alike.setdefault((op.stream == "communication", is_message(op)), {}).setdefault(key, op)
+    seen: dict[object, Estimate] = {}
+    beside = np.asarray(hbm_share) > 0
+    for (apart, sent), ops in alike.items():
+        taken = (0.0, 0.0) if apart else (n_comm_sms, hbm_share)
+        found = _estimates(list(ops.values()), cluster, taken, sent, values)
+        if sent and np.any(beside):
+            found = [
+                _slower(time, np.where(beside, COPY_SLOWDOWN, 1.0)) if op.kind == "expert_exchange" else time
+                for op, time in zip(ops.values(), found, strict=True)
+            ]
+        seen.update(zip(ops, found, strict=True))
+    timed = [TimedOp(op=op, time=seen[key]) for op, key in zip(step.ops, keys, strict=True)]
+    return TimedStep(step=step, ops=tuple(_beside(timed, _left(cluster, n_comm_sms, hbm_share).device)))
+
+
+def _left(cluster: Cluster, n_comm_sms: Num, hbm_share: Num) -> Cluster:
+    """``cluster`` with what communication leaves of its device."""
     device = cluster.device
     if np.any(np.asarray(n_comm_sms) > 0):
         device = with_sms(device, device.n_sms - n_comm_sms)
-    beside = np.asarray(hbm_share) > 0
-    if np.any(beside):
+    if np.any(np.asarray(hbm_share) > 0):
         device = beside_messages(device, hbm_share)
-    reduced = replace(cluster, device=device)
-    seen: dict[object, Estimate] = {}
-    digests: dict[int, bytes] = {}
-    timed = []
-    for op in step.ops:
-        where = cluster if op.stream == "communication" else reduced
-        key = _signature(op, digests)
-        if key not in seen:
-            seen[key] = estimate(op, where)
-            if np.any(beside) and op.kind == "expert_exchange":
-                seen[key] = _slower(seen[key], np.where(beside, COPY_SLOWDOWN, 1.0))
-        timed.append(TimedOp(op=op, time=seen[key]))
-    return TimedStep(step=step, ops=tuple(_beside(timed, device)))
+    return cluster if device is cluster.device else replace(cluster, device=device)
+
+
+def _estimates(
+    ops: Sequence[Op], cluster: Cluster, taken: tuple[Num, Num], sent: bool, values: Values
+) -> list[Estimate]:
+    """Estimates of operators, each at its distinct points, on what ``taken`` (SMs, share of HBM) leaves of the device.
+    They are messages (``sent``) or none: only messages know of links."""
+    points = distinct_points(ops, (cluster.device, cluster.tiers if sent else None, *taken), values)
+    if points is None:
+        left = _left(cluster, *taken)
+        return [estimate(op, left) for op in ops]
+    tiers = points.of_record(cluster.tiers) if sent else cluster.tiers
+    few = replace(cluster, device=points.of_record(cluster.device), tiers=tiers)
+    left = _left(few, *(points.of(share) for share in taken))
+    return [_at_all(points, estimate(points.of_op(op), left)) for op in ops]
+
+
+def _at_all(points: Points, time: Estimate) -> Estimate:
+    ends = {end: points.all(getattr(time, end)) for end in ("seconds", "low", "high")}
+    limits = {name: points.all(value) for name, value in time.limits.items()}
+    return Estimate(limits=limits, provenance=time.provenance, **ends)
 
 
 def _beside(timed: Sequence[TimedOp], device: Device) -> Iterator[TimedOp]:
@@ -116,89 +141,16 @@ def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, 
 
 def seconds_of(step: Step, cluster: Cluster) -> Num:
     """Seconds of every operator of ``step``, one after the other; equal points are timed once."""
-    found = distinct_points(step, cluster)
-    if found is None:
+    points = distinct_points(step.ops, (cluster.device, cluster.tiers), Values())
+    if points is None:
         return time_ops(step, cluster).seconds()
-    return np.asarray(time_ops(found[0], cluster).seconds())[found[1]]
+    few = replace(step, ops=tuple(points.of_op(op) for op in step.ops))
+    device, tiers = points.of_record(cluster.device), points.of_record(cluster.tiers)
+    return points.all(time_ops(few, replace(cluster, device=device, tiers=tiers)).seconds())
 
 
-def distinct_points(step: Step, cluster: Cluster) -> tuple[Step, NDArray[np.intp]] | None:
-    """The step of the points that differ, and for each point (in the points' shape) which of these it is.
-
-    None where the cluster is swept too, or where to look would not be worth it: few points, or few that are equal.
-    """
-    arrays = {id(value): value for op in step.ops for value in _numbers(op) if np.ndim(value) > 0}
-    shape = np.broadcast_shapes(*(np.shape(value) for value in arrays.values()))
-    if math.prod(shape) < FEW_POINTS or _is_swept(_Same(cluster)):
-        return None
-    columns = {key: np.broadcast_to(np.asarray(value, dtype=float), shape).ravel() for key, value in arrays.items()}
-    found = distinct(list(columns.values()))
-    if found is None:
-        return None
-    first, which = found
-    rows = {key: column[first] for key, column in columns.items()}
-
-    def pick(value: Num) -> Num:
-        return rows[id(value)] if np.ndim(value) > 0 else value
-
-    ops = tuple(
-        replace(
-            op, shape={name: pick(size) for name, size in op.shape.items()}, count=pick(op.count),
-            traffic_bytes={tier: pick(size) for tier, size in op.traffic_bytes.items()}, flops=pick(op.flops),
-            message_bytes=pick(op.message_bytes),
-        )
-        for op in step.ops
-    )  # fmt: skip
-    return replace(step, ops=ops), which.reshape(shape)
-
-
-def _numbers(op: Op) -> tuple[Num, ...]:
-    return (*op.shape.values(), *op.traffic_bytes.values(), op.count, op.flops, op.message_bytes)
-
-
-class _Same:
-    """A record that equals itself alone; it stays alive as long as it is remembered."""
-
-    __slots__ = ("record",)
-
-    def __init__(self, record: Any) -> None:
-        self.record = record
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.record is self.record
-
-    def __hash__(self) -> int:
-        return id(self.record)
-
-
-@lru_cache(maxsize=16)
-def _is_swept(same: _Same) -> bool:
-    return _swept(same.record)
-
-
-def _swept(record: Any) -> bool:
-    """Whether a record holds an array of points; the tables of a ``Correction`` are none."""
-    if isinstance(record, float | str):
-        return False
-    if isinstance(record, np.ndarray):
-        return record.ndim > 0
-    if isinstance(record, Mapping):
-        return any(_swept(value) for value in record.values())
-    if is_dataclass(record) and not isinstance(record, Correction):
-        return any(_swept(getattr(record, each.name)) for each in fields(record))
-    return False
-
-
-def _signature(op: Op, digests: dict[int, bytes]) -> object:
-    """Equal for operators of equal kind and shape; an array counts by its values. ``digests`` remembers those of the
-    arrays seen, by identity: it must not outlive them."""
-    shape = tuple((k, v if np.ndim(v) == 0 else _digest(v, digests)) for k, v in sorted(op.shape.items()))
+def _signature(op: Op, values: Values) -> object:
+    """Equal for operators of equal kind and shape; an array counts by its values."""
+    sizes = ((name, values.first(size)) for name, size in sorted(op.shape.items()))
+    shape = tuple((name, (id(size),) if isinstance(size, np.ndarray) else size) for name, size in sizes)
     return op.kind, op.format, op.variant, op.stream == "communication", shape
-
-
-def _digest(array: Any, digests: dict[int, bytes]) -> bytes:
-    """128 bits that tell the values of one array from those of another."""
-    found = digests.get(id(array))
-    if found is None:
-        found = digests[id(array)] = blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
-    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.types import Correction
@@ -50,16 +51,21 @@ def leaves(record: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def take(record: Record, index: Any) -> Record:
-    """``record`` with every array in it (shape (n_points,)) replaced by its elements at ``index``; the tables of a
+    """``record`` with every array in it (shape (n_points,)) replaced by its elements at ``index``."""
+    return mapped(record, lambda values: values[index])
+
+
+def mapped(record: Record, change: Callable[[NDArray[np.float64]], Any]) -> Record:
+    """``record`` with every array of points in it replaced by what ``change`` makes of it; the tables of a
     ``Correction`` are no points, and stay whole."""
     if isinstance(record, np.ndarray):
-        return record[index] if record.ndim else record  # type: ignore[return-value]
+        return change(record) if record.ndim else record  # type: ignore[return-value]
     if isinstance(record, Mapping):
-        return type(record)({key: take(value, index) for key, value in record.items()})  # type: ignore[call-arg]
+        return type(record)({key: mapped(value, change) for key, value in record.items()})  # type: ignore[call-arg]
     if isinstance(record, tuple):
-        return tuple(take(value, index) for value in record)  # type: ignore[return-value]
+        return tuple(mapped(value, change) for value in record)  # type: ignore[return-value]
     if is_dataclass(record) and not isinstance(record, type | Correction):
-        changed = {f.name: take(getattr(record, f.name), index) for f in fields(record)}
+        changed = {f.name: mapped(getattr(record, f.name), change) for f in fields(record)}
         return replace(record, **changed)
     return record
 

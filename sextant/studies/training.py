@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sextant.simulator import cost, paths, pipeline, schedule
-from sextant.simulator.evaluate import distinct_points, in_line_s, interval, provenance_shares, seconds_of, time_ops
+from sextant.simulator.evaluate import in_line_s, interval, provenance_shares, seconds_of, time_ops
 from sextant.simulator.result import join, result
 from sextant.simulator.spread import behind_s
 from sextant.simulator.timed import TimedStep
@@ -94,10 +94,7 @@ def timed_step(scenario: Scenario, step: Step | None = None) -> TimedStep:
     It depends on the schedule only by what the plan overlaps.
     """
     step = step or sharded_step(scenario)
-    found = None if np.ndim(scenario.plan.n_comm_sms) else distinct_points(step, scenario.cluster)
-    step = step if found is None else found[0]
-    timed = with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
-    return timed if found is None else timed.take(found[1])
+    return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
 
 
 def sharded_step(scenario: Scenario) -> Step:
