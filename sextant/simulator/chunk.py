@@ -108,15 +108,21 @@ def pair_tasks(forward: Sequence[str], backward: Sequence[str], layers: Mapping[
     return tasks
 
 
+def pair_seconds(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> tuple[Num, Num]:
+    """Seconds of an overlapped forward and full backward chunk, and those of them in which no compute runs."""
+    tasks = pair_tasks(forward, backward, layers)
+    whole = makespan_s(tasks)
+    return whole, whole - busy_s(tasks, "compute")
+
+
 def pair_s(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> Num:
     """Seconds of an overlapped forward and full backward chunk."""
-    return makespan_s(pair_tasks(forward, backward, layers))
+    return pair_seconds(forward, backward, layers)[0]
 
 
 def pair_exposed_s(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> Num:
     """Seconds of an overlapped pair in which no compute runs."""
-    tasks = pair_tasks(forward, backward, layers)
-    return makespan_s(tasks) - busy_s(tasks, "compute")
+    return pair_seconds(forward, backward, layers)[1]
 
 
 def pair_leads_s(forward: Sequence[str], backward: Sequence[str], layers: Mapping[str, LayerTimes]) -> tuple[Num, Num]:

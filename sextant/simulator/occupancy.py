@@ -94,14 +94,15 @@ def peak(
         scale = n_micro_batches / most
         return _largest(_distinct(schedule, rank, n_ranks, most, virtual_stages), stages, scale)
     listed = np.minimum(np.round(counts), most)
-    found = {
-        int(m): _largest(_distinct(schedule, rank, n_ranks, int(m), virtual_stages), stages) for m in np.unique(listed)
-    }
+    # Most numbers of micro-batches make a rank hold the same.
+    alike: dict[bytes, tuple[_Table, list[float]]] = {}
+    for m in np.unique(listed).tolist():
+        table = _distinct(schedule, rank, n_ranks, int(m), virtual_stages)
+        alike.setdefault(table.key, (table, []))[1].append(m)
+    found = [(_largest(table, stages), np.isin(listed, numbers)) for table, numbers in alike.values()]
     if len(found) == 1:
-        return next(iter(found.values()))
-    activations, working = (
-        np.select([listed == m for m in found], [pair[i] for pair in found.values()]) for i in range(2)
-    )
+        return found[0][0]
+    activations, working = (np.select([here for _, here in found], [pair[i] for pair, _ in found]) for i in range(2))
     return activations, working
 
 
@@ -150,6 +151,11 @@ class _Table:
     kept: Array
     operands: Array
     runs: NDArray[np.intp]
+
+    @property
+    def key(self) -> bytes:
+        """The same for equal tables of one schedule."""
+        return self.kept.tobytes() + self.operands.tobytes() + self.runs.tobytes()
 
 
 @lru_cache(maxsize=4096)

@@ -25,14 +25,13 @@ def breakdown(
         seconds = n * float(_at(item.time.seconds, point))
         if seconds == 0.0:
             continue
-        row = rows.setdefault(
-            item.op.name,
-            {
+        if item.op.name not in rows:
+            rows[item.op.name] = {
                 "seconds": 0.0, "low_s": 0.0, "high_s": 0.0, "share": 0.0, "bound": item.time.bound_at(point),
                 "stream": item.op.stream, "phase": item.op.phase, "block": item.op.block, "kind": item.op.kind,
                 "provenance": item.time.provenance,
-            },
-        )  # fmt: skip
+            }  # fmt: skip
+        row = rows[item.op.name]
         row["seconds"] = _number(row["seconds"]) + seconds
         row["low_s"] = _number(row["low_s"]) + n * float(_at(item.time.low, point))
         row["high_s"] = _number(row["high_s"]) + n * float(_at(item.time.high, point))

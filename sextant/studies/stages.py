@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator import schedule
-from sextant.simulator.chunk import alone_s, layer_times, pair_exposed_s, pair_s
+from sextant.simulator.chunk import alone_s, layer_times, pair_seconds
 from sextant.simulator.evaluate import communication_share, time_ops
 from sextant.simulator.partition import balance
 from sextant.simulator.spread import Pace
@@ -268,12 +268,12 @@ def _add_pairs(
     table = timed.beside.table()
     beside = {part: layer_times(table, part) for part in timed.step.layers}
     waits = Waits(pace, timed.beside.varying())
-    whole = cache(lambda chunks: pair_s(chunks[0], chunks[1], beside))
-    exposed = cache(lambda chunks: pair_exposed_s(chunks[0], chunks[1], beside))
+    found = cache(lambda chunks: pair_seconds(chunks[0], chunks[1], beside))
     for f, b in pairs:
         held = stages.pick(lambda each, f=f, b=b: (each.chunks[f], each.chunks[b]))
         late_s = waits.pair_s(stages.counts(f), stages.counts(b))
-        times.pair[f, b], times.pair_exposed[f, b] = held.of(whole) + late_s, held.of(exposed) + late_s
+        whole, exposed = (held.of(lambda chunks, i=i: found(chunks)[i]) for i in range(2))
+        times.pair[f, b], times.pair_exposed[f, b] = whole + late_s, exposed + late_s
 
 
 def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:

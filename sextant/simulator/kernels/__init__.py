@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,7 @@ def fit_of(device: Device, *names: str) -> KernelFit:
     raise KeyError(f"device {device.name!r} has no kernel coefficients named {' or '.join(names)}")
 
 
+@cache
 def module(kind: str) -> Any:
     """The module of an operator kind; ModuleNotFoundError if there is none."""
     return importlib.import_module(f"{__name__}.{kind}")
