@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,7 +31,7 @@ class TimedOp:
         return self.op.count * self.time.seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TimedStep:
     """Every operator of a step with its time on one cluster.
 
@@ -105,18 +106,25 @@ class TimedStep:
         beside = None if self.beside is None else self.beside.merged(apart)
         return TimedStep(step=self.step, ops=tuple(ops), beside=beside, varied=self.varying())
 
-    def table(self, end: str = "seconds") -> dict[tuple[str, str, str, str], Num]:
+    def table(self, end: str = "seconds") -> Mapping[tuple[str, str, str, str], Num]:
         """Seconds of one occurrence of each part, keyed by (part, block, phase, stream)."""
-        sums: dict[tuple[str, str, str, str], Num] = {}
-        for timed in self.ops:
-            key = (timed.op.part, timed.op.block, timed.op.phase, timed.op.stream)
-            sums[key] = sums.get(key, 0.0) + timed.op.count * getattr(timed.time, end)
-        return sums
+        if end not in self._tables:
+            sums = self._tables[end] = {}
+            for timed in self.ops:
+                key = (timed.op.part, timed.op.block, timed.op.phase, timed.op.stream)
+                sums[key] = sums.get(key, 0.0) + timed.op.count * getattr(timed.time, end)
+        return self._tables[end]
 
-    def varying(self) -> dict[tuple[str, str, str], Varying]:
+    @cached_property
+    def _tables(self) -> dict[str, dict[tuple[str, str, str, str], Num]]:
+        return {}
+
+    def varying(self) -> Mapping[tuple[str, str, str], Varying]:
         """What differs from device to device in one occurrence of each part, keyed by (part, block, phase)."""
-        if self.varied is not None:
-            return dict(self.varied)
+        return self._varying if self.varied is None else self.varied
+
+    @cached_property
+    def _varying(self) -> dict[tuple[str, str, str], Varying]:
         sums: dict[tuple[str, str, str], Varying] = {}
         for timed in self.ops:
             if is_compute(timed.op):

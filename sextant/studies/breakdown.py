@@ -19,9 +19,9 @@ def breakdown(
     kinds is listed once, its seconds summed; ``share`` is of the step, so that overlapped streams add to more than 1.
     """
     rows: dict[str, dict[str, object]] = {}
-    total = float(_at(step_s, point))
+    total, times = float(_at(step_s, point)), _at(repeats, point)
     for item in timed.ops:
-        n = float(_at(layers.get(item.op.part, 1.0) * item.op.count * repeats, point))
+        n = float(_at(layers.get(item.op.part, 1.0), point) * _at(item.op.count, point) * times)
         seconds = n * float(_at(item.time.seconds, point))
         if seconds == 0.0:
             continue
@@ -44,5 +44,4 @@ def _number(value: object) -> float:
 
 
 def _at(value, point: int):
-    array = np.asarray(value)
-    return array if array.ndim == 0 else array[point]
+    return value if np.ndim(value) == 0 else value[point]
