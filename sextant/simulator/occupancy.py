@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,7 @@ class StageBytes:
     weight: Num
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Micro-batches held while an instruction runs, per stage of the rank: all of them kept, or operands alone.
 
     ``runs`` has the stage (by its place on the rank, -1 for none) of the forward, backward and weight chunk.

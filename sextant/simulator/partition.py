@@ -28,17 +28,13 @@ def balance(costs: tuple[int, ...], n_stages: int, ranks: tuple[tuple[int, ...],
     total = np.array([0, *accumulate(costs)])
     bounds = _even(total, n_stages)
     moves = _moves(n_stages)
-    next_move, quiet = 0, False
-    while True:
-        better = next((int(t) for t in _better(bounds, total, moves, np.array(ranks)) if t >= next_move), None)
-        if better is not None:
-            bounds = bounds + moves.shift[better]
-            next_move, quiet = better + 1, False
-        elif quiet:
-            return tuple(bounds.tolist())
-        else:
-            # Everything is tried once more, from the beginning.
-            next_move, quiet = 0, True
+    holders, next_move = np.array(ranks), 0
+    # Moves are tried in order, and after the last one from the beginning.
+    while len(better := _better(bounds, total, moves, holders)):
+        later = better[better >= next_move]
+        move = int((later if len(later) else better)[0])
+        bounds, next_move = bounds + moves.shift[move], move + 1
+    return tuple(bounds.tolist())
 
 
 @dataclass(frozen=True, slots=True)

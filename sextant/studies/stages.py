@@ -92,7 +92,8 @@ class Layouts:
     def counts(self, stage: int) -> dict[str, Num]:
         """How many layers of each part the stage holds, per point where that differs; 0 where a point has none."""
         held = [choice.counts(stage) for choice in self.choices]
-        numbers = {part: [each.get(part, 0.0) for each in held] for each in held for part in each}
+        parts = dict.fromkeys(part for each in held for part in each)
+        numbers = {part: [each.get(part, 0.0) for each in held] for part in parts}
         return {part: n[0] if len(set(n)) == 1 else np.array(n)[self.which] for part, n in numbers.items()}
 
     def layers(self, rank: int) -> dict[str, Num]:

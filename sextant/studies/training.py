@@ -26,6 +26,9 @@ from sextant.workloads import parameters, residency
 from sextant.workloads.ops.optimizer import optimizer_step, touched_fraction_of
 from sextant.workloads.shard import shard
 
+#: How often a rank executes each instruction: kind, forward stage, backward stage.
+Counts = Mapping[tuple[str, int, int], Num]
+
 
 def evaluate_training(scenario: Scenario, n_points: int) -> Result:
     """Metrics of one optimizer step, each of shape (n_points,). Numeric fields may be arrays, the pipeline may not.
@@ -84,8 +87,8 @@ def parts_by_rank(scenario: Scenario, pipeline_s: float) -> list[dict[str, Num]]
     plan, load, timed = scenario.plan, scenario.load, timed_step(scenario)
     stages = layout(scenario, timed, 1)
     chunks = blocked(scenario, loaded_chunk_times(scenario, timed, stages))
-    work = _rank_work(plan, chunks, stages, load.batch / (plan.data * plan.micro_batch))
-    return [_parts(kinds, pipeline_s, 0.0) for kinds in work]
+    counts = _counts(plan, stages, load.batch / (plan.data * plan.micro_batch))
+    return [_parts(_by_kind(counted, chunks), pipeline_s, 0.0) for counted in counts]
 
 
 def timed_step(scenario: Scenario, step: Step | None = None) -> TimedStep:
@@ -118,8 +121,9 @@ def evaluate_timed(
     moves = moved(scenario, stages, held.kept)
     chunks = blocked(scenario, loaded(scenario, timed, stages, moves))
     micro_batches = load.batch / (plan.data * plan.micro_batch)
-    work = _rank_work(plan, chunks, stages, micro_batches)
-    run = _pipeline(scenario, stages, chunks, work, n_points)
+    counts = _counts(plan, stages, micro_batches)
+    work = [_by_kind(counted, chunks) for counted in counts]
+    run = _pipeline(scenario, counts, chunks, work, n_points)
     if scenario.cluster.varies:
         points = [played.point(plan, chunks, micro_batches, waited_s(scenario), i) for i in range(n_points)]
         run["jitter_s"] = played.jitter_s(scenario, stages, points)
@@ -155,7 +159,7 @@ def evaluate_timed(
 
 
 def _pipeline(
-    scenario: Scenario, stages: Stages | Layouts, chunks: ChunkTimes, work: Sequence[Mapping[str, Num]], n_points: int
+    scenario: Scenario, counts: Sequence[Counts], chunks: ChunkTimes, work: Sequence[Mapping[str, Num]], n_points: int
 ) -> dict[str, Num]:
     """Seconds of the pipeline and of its parts, as its ranks spend them on average; the event engine goes point by
     point."""
@@ -167,15 +171,14 @@ def _pipeline(
     if plan.schedule in schedule.VEES or plan.early_sends:
         # The mean over many short stages says too little; ZB-V has no closed form where F, B and W differ. Nor do
         # messages that leave early.
-        exposed = _mean([_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)])
+        exposed = _mean([_exposed(counted, chunks) for counted in counts])
         return _parts(_average(work), played.ends_s(plan, chunks, micro_batches, send_s, n_points), exposed)
-    return _formulas(plan, chunks, stages, work, micro_batches, send_s)
+    return _formulas(plan, counts, chunks, work, send_s)
 
 
 def _formulas(
-    plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, work: Sequence[Mapping[str, Num]], micro_batches: Num,
-    send_s: Num,
-) -> dict[str, Num]:  # fmt: skip
+    plan: Plan, counts: Sequence[Counts], chunks: ChunkTimes, work: Sequence[Mapping[str, Num]], send_s: Num
+) -> dict[str, Num]:
     """The busiest rank's work plus the schedule's bubble at the mean chunk times of all stages.
 
     Beside the event engine: 0.3% too fast on the published DualPipe step, 1.4% on the same plan with 1F1B, whose steady
@@ -189,7 +192,7 @@ def _formulas(
     bubble = schedule.bubble_s(plan.schedule, n_ranks, virtual * forward, full, virtual * weights, pairs, virtual)
     # Filling the pipeline passes every boundary once in each direction.
     bubble = bubble + 2.0 * (n_ranks - 1.0) * send_s
-    exposed = _mean([_exposed(counted, chunks) for counted in _counts(plan, stages, micro_batches)])
+    exposed = _mean([_exposed(counted, chunks) for counted in counts])
     return _parts(_average(work), busiest + bubble, exposed)
 
 
@@ -199,15 +202,10 @@ def _average(work: Sequence[Mapping[str, Num]]) -> dict[str, Num]:
     return {name: _mean([kinds.get(name, 0.0) for kinds in work]) for name in names}
 
 
-def _counts(plan: Plan, stages: Stages | Layouts, micro_batches: Num) -> list[dict[tuple[str, int, int], Num]]:
+def _counts(plan: Plan, stages: Stages | Layouts, micro_batches: Num) -> list[Counts]:
     """How often every rank executes each instruction."""
     n_ranks, virtual = int(plan.pipeline), int(plan.virtual_stages)
     return [schedule.counts(plan.schedule, rank, n_ranks, micro_batches, virtual) for rank in range(len(stages.ranks))]
-
-
-def _rank_work(plan: Plan, chunks: ChunkTimes, stages: Stages | Layouts, micro_batches: Num) -> list[dict[str, Num]]:
-    """Seconds of every rank by instruction kind."""
-    return [_by_kind(counted, chunks) for counted in _counts(plan, stages, micro_batches)]
 
 
 def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, point: int) -> dict[str, Num]:
@@ -221,7 +219,7 @@ def _simulated(plan: Plan, chunks: ChunkTimes, micro_batches: Num, send_s: Num, 
     return _parts(average, run.step_s, float(_mean(exposed)))
 
 
-def _by_kind(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) -> dict[str, Num]:
+def _by_kind(counted: Counts, chunks: ChunkTimes) -> dict[str, Num]:
     """Seconds of a rank by instruction kind."""
     seconds: dict[str, Num] = {}
     for (kind, f, b), n in counted.items():
@@ -241,7 +239,7 @@ def _parts(kinds: Mapping[str, Num], pipeline_s: Num, exposed_s: Num) -> dict[st
     return {"pipeline_s": pipeline_s, **named, "bubble_s": bubble, "exposed_comm_s": exposed_s}
 
 
-def _exposed(counted: Mapping[tuple[str, int, int], Num], chunks: ChunkTimes) -> Num:
+def _exposed(counted: Counts, chunks: ChunkTimes) -> Num:
     """Seconds of a rank in which messages run and nothing computes, inside its chunks."""
     total: Num = 0.0
     for (kind, f, b), n in counted.items():
