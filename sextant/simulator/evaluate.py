@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,12 +67,41 @@ def _estimates(
     tiers = points.of_record(cluster.tiers) if sent else cluster.tiers
     few = replace(cluster, device=points.of_record(cluster.device), tiers=tiers)
     left = _left(few, *(points.of(share) for share in taken))
-    return [_at_all(points, estimate(points.of_op(op), left)) for op in ops]
+    return [_mapped(time, points.all) for time in _in_rows([points.of_op(op) for op in ops], left)]
 
 
-def _at_all(points: Points, time: Estimate) -> Estimate:
-    ends = {end: points.all(getattr(time, end)) for end in ("seconds", "low", "high")}
-    limits = {name: points.all(value) for name, value in time.limits.items()}
+def _in_rows(ops: Sequence[Op], cluster: Cluster) -> list[Estimate]:
+    """Estimates of operators, of which those of a kind are rows of one array."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, op in enumerate(ops):
+        alike.setdefault((op.kind, op.format, op.variant, *sorted(op.shape)), []).append(i)
+    found: dict[int, Estimate] = {}
+    for rows in alike.values():
+        first = ops[rows[0]]
+        shape = {name: _stacked([ops[i].shape[name] for i in rows]) for name in first.shape}
+        time = estimate(replace(first, shape=shape), cluster)
+        found |= {i: _mapped(time, lambda value, row=row: _row(value, row)) for row, i in enumerate(rows)}
+    return [found[i] for i in range(len(ops))]
+
+
+def _stacked(values: Sequence[Num]) -> Num:
+    """A row per value, with a column per point; one number where all are the same."""
+    if all(np.ndim(value) == 0 for value in values):
+        return values[0] if len(set(values)) == 1 else np.array(values)[:, None]
+    return np.stack(np.broadcast_arrays(*values))
+
+
+def _row(value: Num, row: int) -> Num:
+    """What a row has of a value that may be the same for all rows, or for all points."""
+    if np.ndim(value) < 2:
+        return value
+    found = np.asarray(value)[row]
+    return found if len(found) > 1 else found[0]
+
+
+def _mapped(time: Estimate, change: Callable[[Num], Num]) -> Estimate:
+    ends = {end: change(getattr(time, end)) for end in ("seconds", "low", "high")}
+    limits = {name: change(value) for name, value in time.limits.items()}
     return Estimate(limits=limits, provenance=time.provenance, **ends)
 
 
