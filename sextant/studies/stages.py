@@ -250,8 +250,9 @@ def chunk_times(scenario: Scenario, timed: TimedStep, stages: Stages | Layouts) 
         backward_messages=[alone_s(counts, alone, "backward_messages_s") for counts in held],
     )  # fmt: skip
     if plan.schedule in schedule.OVERLAPPING:
-        pairs = [p for rank in stages.ranks for p in ((rank[0], rank[-1]), (rank[-1], rank[0]))]
-        _add_pairs(times, pairs, timed, stages, pace)
+        # Of a DualPipe two ranks hold the same stages.
+        pairs = dict.fromkeys(p for rank in stages.ranks for p in ((rank[0], rank[-1]), (rank[-1], rank[0])))
+        _add_pairs(times, list(pairs), timed, stages, pace)
     return times
 
 

@@ -21,13 +21,12 @@ def shard(step: Step, model, plan: Plan, node_size: Num) -> Step:
     degrees = {
         "tensor": plan.tensor, "expert": plan.expert, "sequence": plan.tensor if plan.sequence_parallel else 1.0,
     }  # fmt: skip
-    ops = [_divide(op, degrees) for op in step.ops]
-    ops = [reshape(op, n_gpus_per_node=node_size) if op.group in _SPREAD else op for op in ops]
+    ops = [_divide(op, degrees, node_size) for op in step.ops]
     return replace(step, ops=(*ops, *tensor_messages(step, model, plan, node_size)))
 
 
-def _divide(op: Op, degrees: dict[str, Num]) -> Op:
-    dims: dict[str, Num] = {}
+def _divide(op: Op, degrees: dict[str, Num], node_size: Num) -> Op:
+    dims: dict[str, Num] = {"n_gpus_per_node": node_size} if op.group in _SPREAD else {}
     for degree, names in op.shards.items():
         for name in names:
             key = name.lstrip("*")

@@ -17,7 +17,7 @@ load balancer does (deepseek-ai/EPLB README: hierarchical where nodes divide gro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
+from sextant.simulator import points
 from sextant.simulator.kernels.hops import nodes as nodes_of
 from sextant.simulator.types import Num
 
@@ -126,22 +127,13 @@ def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
     if all(np.ndim(value) == 0 for value in values):
         return _destinations(*(float(value) for value in values))
     # A sweep repeats few kinds of groups: each is worked out once.
-    kinds, inverse, size = _kinds(values)
-    found = np.asarray([_destinations(*kind) for kind in kinds])[inverse]
+    size = np.broadcast_shapes(*map(np.shape, values))
+    columns = [np.ravel(column).astype(float) for column in np.broadcast_arrays(*values)]
+    equal = points.distinct(columns)
+    rows = columns if equal is None else [column[equal[0]] for column in columns]
+    found = np.array([_destinations(*kind) for kind in zip(*(row.tolist() for row in rows), strict=True)])
+    found = found if equal is None else found[equal[1]]
     return found[:, 0].reshape(size), found[:, 1].reshape(size)
-
-
-def _kinds(values: Sequence[Num]) -> tuple[list[tuple[float, ...]], NDArray[np.int64], tuple[int, ...]]:
-    """The different rows of columns that broadcast, which of them each row is, and the shape of all rows."""
-    columns = [np.ravel(column) for column in np.broadcast_arrays(*values)]
-    code = np.zeros(columns[0].shape, dtype=np.int64)
-    for value, column in zip(values, columns, strict=True):
-        if np.size(value) > 1:
-            different, which = np.unique(column, return_inverse=True)
-            _, code = np.unique(code * len(different) + which, return_inverse=True)
-    _, first = np.unique(code, return_index=True)
-    rows = [tuple(float(column[i]) for column in columns) for i in first]
-    return rows, code.astype(np.int64), np.broadcast_shapes(*map(np.shape, values))
 
 
 @lru_cache(maxsize=65536)
