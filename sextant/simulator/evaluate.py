@@ -18,15 +18,18 @@ from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 _MOST_TAKEN = 0.5
 
 
-def time_ops(step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: Num = 0.0) -> TimedStep:
+def time_ops(
+    step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: Num = 0.0, alone: TimedStep | None = None
+) -> TimedStep:
     """Time every operator of ``step`` on ``cluster``, each distinct shape once.
 
     Compute operators run on the SMs that ``n_comm_sms`` leaves, with the HBM bandwidth that ``hbm_share`` of it taken
     by communication leaves. Communication has the links to itself; kernels of the expert exchange copy more slowly
     beside compute, where there is a share. Messages ``beside`` an operator last as long as what they add to it.
+    ``alone`` is the same step timed otherwise, which tells what operators are equal.
     """
     values = Values()
-    keys = [_signature(op, values) for op in step.ops]
+    keys = [id(item.time) for item in alone.ops] if alone else [_signature(op, values) for op in step.ops]
     alike: dict[tuple[bool, bool], dict[object, Op]] = {}
     for op, key in zip(step.ops, keys, strict=True):
         alike.setdefault((op.stream == "communication", is_message(op)), {}).setdefault(key, op)
@@ -162,7 +165,7 @@ def provenance_shares(timed: TimedStep, layers: Mapping[str, Num]) -> dict[str, 
     """Share of the operator time (averaged over points) by where its rates come from."""
     sums: dict[str, float] = {}
     for item in timed.ops:
-        weight = float(np.mean(np.asarray(item.seconds * layers.get(item.op.part, 1.0))))
+        weight = float(np.asarray(item.seconds * layers.get(item.op.part, 1.0)).mean())
         sums[item.time.provenance] = sums.get(item.time.provenance, 0.0) + weight
     total = sum(sums.values()) or 1.0
     return {name: value / total for name, value in sorted(sums.items())}

@@ -44,4 +44,4 @@ def _number(value: object) -> float:
 
 
 def _at(value, point: int):
-    return value if np.ndim(value) == 0 else value[point]
+    return value[point] if isinstance(value, np.ndarray) and value.ndim else value

@@ -283,5 +283,7 @@ def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:
     if scenario.plan.overlap != "forward_backward":
         return timed
     taken = communication_share(timed, scenario.cluster.device)
-    beside = time_ops(timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken)
+    beside = time_ops(
+        timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken, alone=timed
+    )
     return replace(timed, beside=beside)
