@@ -65,8 +65,7 @@ def _estimates(
     They are messages (``sent``) or none: only messages know of links."""
     points = distinct_points(ops, (cluster.device, cluster.tiers if sent else None, *taken), values)
     if points is None:
-        left = _left(cluster, *taken)
-        return [estimate(op, left) for op in ops]
+        return _in_rows(ops, _left(cluster, *taken))
     tiers = points.of_record(cluster.tiers) if sent else cluster.tiers
     few = replace(cluster, device=points.of_record(cluster.device), tiers=tiers)
     left = _left(few, *(points.of(share) for share in taken))
@@ -74,17 +73,26 @@ def _estimates(
 
 
 def _in_rows(ops: Sequence[Op], cluster: Cluster) -> list[Estimate]:
-    """Estimates of operators, of which those of a kind are rows of one array."""
+    """Estimates of operators, of which those of a kind whose shapes are swept are rows of one array."""
     alike: dict[Hashable, list[int]] = {}
     for i, op in enumerate(ops):
-        alike.setdefault((op.kind, op.format, op.variant, *sorted(op.shape)), []).append(i)
+        alike.setdefault((op.kind, op.format, op.variant, *sorted(op.shape)) if _has_points(op) else i, []).append(i)
     found: dict[int, Estimate] = {}
-    for rows in alike.values():
+    for key, rows in alike.items():
         first = ops[rows[0]]
+        if isinstance(key, int):
+            found[key] = estimate(first, cluster)
+            continue
         shape = {name: _stacked([ops[i].shape[name] for i in rows]) for name in first.shape}
         time = estimate(replace(first, shape=shape), cluster)
         found |= {i: _mapped(time, lambda value, row=row: _row(value, row)) for row, i in enumerate(rows)}
     return [found[i] for i in range(len(ops))]
+
+
+def _has_points(op: Op) -> bool:
+    """Whether the shape of an operator is swept; one of numbers alone is timed as such, in whatever company."""
+    shapes = {size.shape for size in op.shape.values() if isinstance(size, np.ndarray)}
+    return len(shapes) == 1 and all(len(shape) == 1 and shape[0] > 1 for shape in shapes)
 
 
 def _stacked(values: Sequence[Num]) -> Num:
