@@ -10,7 +10,7 @@ import numpy as np
 from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
 from sextant.simulator.kernels.collective import N_CHANNELS
 from sextant.simulator.overlap import exposed_s
-from sextant.simulator.points import Points, Values, distinct_points
+from sextant.simulator.points import Values, distinct_points
 from sextant.simulator.timed import TimedOp, TimedStep, is_message
 from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 

@@ -283,7 +283,5 @@ def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:
     if scenario.plan.overlap != "forward_backward":
         return timed
     taken = communication_share(timed, scenario.cluster.device)
-    beside = time_ops(
-        timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken, alone=timed
-    )
+    beside = time_ops(timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken, alone=timed)
     return replace(timed, beside=beside)

@@ -128,9 +128,9 @@ def destinations(shape: Mapping[str, Num]) -> tuple[Num, Num]:
         return _destinations(*(float(value) for value in values))
     # A sweep repeats few kinds of groups: each is worked out once.
     size = np.broadcast_shapes(*map(np.shape, values))
-    columns = [np.ravel(column).astype(float) for column in np.broadcast_arrays(*values)]
-    equal = points.distinct(columns)
-    rows = columns if equal is None else [column[equal[0]] for column in columns]
+    columns = np.broadcast_arrays(*values)
+    equal = points.distinct([c.ravel() for c, value in zip(columns, values, strict=True) if np.size(value) > 1])
+    rows = [column.ravel() if equal is None else column.flat[equal[0]] for column in columns]
     found = np.array([_destinations(*kind) for kind in zip(*(row.tolist() for row in rows), strict=True)])
     found = found if equal is None else found[equal[1]]
     return found[:, 0].reshape(size), found[:, 1].reshape(size)
