@@ -6,11 +6,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sextant.simulator import paths
 from sextant.simulator.kernels import COPY_SLOWDOWN, beside_messages, estimate, with_sms
 from sextant.simulator.kernels.collective import N_CHANNELS
 from sextant.simulator.overlap import exposed_s
-from sextant.simulator.points import Values, distinct_points
+from sextant.simulator.points import Values, distinct_points, picked
 from sextant.simulator.timed import TimedOp, TimedStep, is_message
 from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 
@@ -19,13 +21,15 @@ _MOST_TAKEN = 0.5
 
 
 def time_ops(
-    step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: Num = 0.0, alone: TimedStep | None = None
-) -> TimedStep:
+    step: Step, cluster: Cluster, *, n_comm_sms: Num = 0.0, hbm_share: Num = 0.0,
+    at: NDArray[np.intp] | None = None, alone: TimedStep | None = None,
+) -> TimedStep:  # fmt: skip
     """Time every operator of ``step`` on ``cluster``, each distinct shape once.
 
     Compute operators run on the SMs that ``n_comm_sms`` leaves, with the HBM bandwidth that ``hbm_share`` of it taken
     by communication leaves. Communication has the links to itself; kernels of the expert exchange copy more slowly
     beside compute, where there is a share. Messages ``beside`` an operator last as long as what they add to it.
+    ``at``: for each point of the cluster which of the step's points it is; without it they have the same.
     ``alone`` is the same step timed otherwise, which tells what operators are equal.
     """
     values = Values()
@@ -37,15 +41,24 @@ def time_ops(
     beside = np.asarray(hbm_share) > 0
     for (apart, sent), ops in alike.items():
         taken = (0.0, 0.0) if apart else (n_comm_sms, hbm_share)
-        found = _estimates(list(ops.values()), cluster, taken, sent, values)
+        found = _estimates(list(ops.values()), cluster, taken, sent, values, at)
         if sent and np.any(beside):
             found = [
                 _slower(time, np.where(beside, COPY_SLOWDOWN, 1.0)) if op.kind == "expert_exchange" else time
                 for op, time in zip(ops.values(), found, strict=True)
             ]
         seen.update(zip(ops, found, strict=True))
-    timed = [TimedOp(op=op, time=seen[key]) for op, key in zip(step.ops, keys, strict=True)]
+    timed = [TimedOp(op=_counted(op, at), time=seen[key]) for op, key in zip(step.ops, keys, strict=True)]
     return TimedStep(step=step, ops=tuple(_beside(timed, _left(cluster, n_comm_sms, hbm_share).device)))
+
+
+def _counted(op: Op, at: NDArray[np.intp] | None) -> Op:
+    """``op`` with what is asked of a timed operator at all points: its count, and the bytes of what communicates."""
+    if at is None:
+        return op
+    if op.stream == "communication":
+        return paths.take(op, at)
+    return op if np.ndim(op.count) == 0 else replace(op, count=picked(op.count, at))
 
 
 def _left(cluster: Cluster, n_comm_sms: Num, hbm_share: Num) -> Cluster:
@@ -59,13 +72,14 @@ def _left(cluster: Cluster, n_comm_sms: Num, hbm_share: Num) -> Cluster:
 
 
 def _estimates(
-    ops: Sequence[Op], cluster: Cluster, taken: tuple[Num, Num], sent: bool, values: Values
-) -> list[Estimate]:
+    ops: Sequence[Op], cluster: Cluster, taken: tuple[Num, Num], sent: bool, values: Values,
+    at: NDArray[np.intp] | None,
+) -> list[Estimate]:  # fmt: skip
     """Estimates of operators, each at its distinct points, on what ``taken`` (SMs, share of HBM) leaves of the device.
     They are messages (``sent``) or none: only messages know of links."""
-    points = distinct_points(ops, (cluster.device, cluster.tiers if sent else None, *taken), values)
+    points = distinct_points(ops, (cluster.device, cluster.tiers if sent else None, *taken), values, at)
     if points is None:
-        return _in_rows(ops, _left(cluster, *taken))
+        return _in_rows(ops if at is None else [paths.take(op, at) for op in ops], _left(cluster, *taken))
     tiers = points.of_record(cluster.tiers) if sent else cluster.tiers
     few = replace(cluster, device=points.of_record(cluster.device), tiers=tiers)
     left = _left(few, *(points.of(share) for share in taken))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,10 +43,12 @@ def distinct(columns: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.intp], 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """The points of operators that differ, and for each point (in the points' shape) which of these it is."""
+    """The points that differ, and for each point (in the points' shape) which of these it is; ``at`` as given to
+    ``distinct_points``."""
 
     first: NDArray[np.intp]
     which: NDArray[np.intp]
+    at: NDArray[np.intp] | None = None
 
     def of(self, value: Num) -> Num:
         """A number, or the values of the points that differ."""
@@ -59,7 +61,8 @@ class Points:
 
     def of_op(self, op: Op) -> Op:
         """An operator of the points that differ: its shape and count, which its seconds depend on."""
-        return replace(op, shape={name: self.of(size) for name, size in op.shape.items()}, count=self.of(op.count))
+        pick = self.of if self.at is None else partial(picked, index=self.at[self.first])
+        return replace(op, shape={name: pick(size) for name, size in op.shape.items()}, count=pick(op.count))
 
     def of_record(self, record: Record) -> Record:
         """A record of the points that differ."""
@@ -67,22 +70,30 @@ class Points:
 
     def all(self, value: Num) -> Num:
         """A number, or for every point what was found for its equal."""
-        return value if np.ndim(value) == 0 else np.asarray(value)[self.which]
+        return picked(value, self.which)
 
 
-def distinct_points(ops: Sequence[Op], records: Sequence[Any], values: Values) -> Points | None:
+def picked(value: Num, index: NDArray[np.intp]) -> Num:
+    """A number, or the values at ``index``."""
+    return value if np.ndim(value) == 0 else np.asarray(value)[index]
+
+
+def distinct_points(
+    ops: Sequence[Op], records: Sequence[Any], values: Values, at: NDArray[np.intp] | None = None
+) -> Points | None:
     """The distinct points of ``ops``, of which only shapes and counts are looked at, on what ``records`` say.
 
-    None where to look would not be worth it: few points, or few that are equal.
+    ``at``: for each point of the records which of the operators' points it is; without it they have the same. None
+    where to look would not be worth it: few points, or few that are equal.
     """
-    shapes = (values.first(value) for op in ops for value in (*op.shape.values(), op.count))
+    shapes = [at] if at is not None else [values.first(size) for op in ops for size in (*op.shape.values(), op.count)]
     swept_too = (value for record in records for value in swept(record))
     arrays = {id(value): value for value in (*shapes, *swept_too) if isinstance(value, np.ndarray)}
     shape = np.broadcast_shapes(*(value.shape for value in arrays.values()))
     if math.prod(shape) < FEW_POINTS:
         return None
     found = distinct([np.broadcast_to(np.asarray(value, dtype=float), shape).ravel() for value in arrays.values()])
-    return None if found is None else Points(found[0], found[1].reshape(shape))
+    return None if found is None else Points(found[0], found[1].reshape(shape), at)
 
 
 class Values:

@@ -278,10 +278,14 @@ def _add_pairs(
         times.pair[f, b], times.pair_exposed[f, b] = whole + late_s, exposed + late_s
 
 
-def with_beside(scenario: Scenario, timed: TimedStep) -> TimedStep:
-    """``timed`` with the times of its operators beside another micro-batch's messages, where the plan overlaps them."""
+def with_beside(scenario: Scenario, timed: TimedStep, at: NDArray[np.intp] | None = None) -> TimedStep:
+    """``timed`` with the times of its operators beside another micro-batch's messages, where the plan overlaps them.
+
+    ``at`` as for ``evaluate.time_ops``."""
     if scenario.plan.overlap != "forward_backward":
         return timed
-    taken = communication_share(timed, scenario.cluster.device)
-    beside = time_ops(timed.step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, hbm_share=taken, alone=timed)
-    return replace(timed, beside=beside)
+    cluster, n_sms = scenario.cluster, scenario.plan.n_comm_sms
+    taken = communication_share(timed, cluster.device)
+    return replace(
+        timed, beside=time_ops(timed.step, cluster, n_comm_sms=n_sms, hbm_share=taken, at=at, alone=timed)
+    )  # fmt: skip

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sextant.simulator import cost, paths, pipeline, schedule
 from sextant.simulator.evaluate import in_line_s, interval, provenance_shares, seconds_of, time_ops
+from sextant.simulator.points import Values, distinct_points
 from sextant.simulator.result import join, result
 from sextant.simulator.spread import behind_s
 from sextant.simulator.timed import TimedStep
@@ -42,8 +45,25 @@ def evaluate_training(scenario: Scenario, n_points: int) -> Result:
     if bad.any():
         index = [np.flatnonzero(~bad), np.flatnonzero(bad)]
         return join([evaluate_training(paths.take(scenario, i), len(i)) for i in index], index)
-    step = sharded_step(scenario)
-    return evaluate_timed(scenario, timed_step(scenario, step), n_points, held=step_bytes(scenario, step))
+    few, at = _fewer(scenario)
+    step = sharded_step(few)
+    held = step_bytes(few, step)
+    if at is not None:
+        step, held = replace(step, layers=paths.take(step.layers, at)), held.take(at)
+    return evaluate_timed(scenario, timed_step(scenario, step, at), n_points, held=held)
+
+
+def _fewer(scenario: Scenario) -> tuple[Scenario, NDArray[np.intp] | None]:
+    """The scenario at points that differ in more than what runs its operators, and for each point which of these has
+    its operators; itself and None where there are not fewer."""
+    tiers = scenario.cluster.tiers
+    node_size = next(iter(tiers.values())).n_devices
+    points = distinct_points((), (scenario.model, scenario.plan, scenario.load, node_size), Values())
+    if points is None:
+        return scenario, None
+    model, plan, load = (points.of_record(each) for each in (scenario.model, scenario.plan, scenario.load))
+    cluster = replace(scenario.cluster, tiers=points.of_record(tiers))
+    return replace(scenario, model=model, plan=plan, load=load, cluster=cluster), points.which
 
 
 def pipeline_run(scenario: Scenario) -> pipeline.PipelineRun:
@@ -91,13 +111,17 @@ def parts_by_rank(scenario: Scenario, pipeline_s: float) -> list[dict[str, Num]]
     return [_parts(_by_kind(counted, chunks), pipeline_s, 0.0) for counted in counts]
 
 
-def timed_step(scenario: Scenario, step: Step | None = None) -> TimedStep:
-    """Every operator of a micro-batch with its time; ``step`` has them (``sharded_step``) where they are known.
+def timed_step(
+    scenario: Scenario, step: Step | None = None, at: NDArray[np.intp] | None = None
+) -> TimedStep:  # fmt: skip
+    """Every operator of a micro-batch with its time; ``step`` has them (``sharded_step``) where they are known, ``at``
+    says for each point which of the step's it is where these are fewer.
 
     It depends on the schedule only by what the plan overlaps.
     """
     step = step or sharded_step(scenario)
-    return with_beside(scenario, time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms))
+    timed = time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, at=at)
+    return with_beside(scenario, timed, at)
 
 
 def sharded_step(scenario: Scenario) -> Step:
