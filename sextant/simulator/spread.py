@@ -22,6 +22,8 @@ from sextant.simulator.types import Device, Num
 #: Where distributions are integrated, in standard deviations above the mean, and with what weights.
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(48)
 _DEVIATIONS, _WEIGHTS = 1.5 + 6.5 * _NODES, 6.5 * _NODE_WEIGHTS
+#: The logarithm of the distribution of a group that is not shorter than another, which most are not.
+_LONGEST = log_ndtr(_DEVIATIONS)
 #: A group so many deviations shorter is the slowest of all nowhere among these, to the last digit of a float.
 _NEVER = 14.0
 
@@ -128,9 +130,10 @@ def behind_s(seconds: Sequence[Num], lasting_s: Num, n_devices: Num) -> Num:
     # The distribution of the slowest of all is the product of those of the groups.
     below = np.zeros((len(_DEVIATIONS), slack.shape[1]))
     for number, behind in zip(numbers, slack, strict=True):
-        near = np.flatnonzero(behind < _NEVER)
+        below[:, behind == 0.0] += number * _LONGEST[:, None]
+        near = np.flatnonzero((behind > 0.0) & (behind < _NEVER))
         below[:, near] += number * log_ndtr(_DEVIATIONS[:, None] + behind[near])
     of_all = n_devices * below.reshape(-1, *shape)
-    of_one = n_devices * log_ndtr(_DEVIATIONS.reshape(-1, *(1,) * len(shape)))
+    of_one = n_devices * _LONGEST.reshape(-1, *(1,) * len(shape))
     apart = np.asarray(np.exp(of_one) - np.exp(of_all), dtype=float)
     return lasting_s * np.tensordot(_WEIGHTS, apart, axes=1)
