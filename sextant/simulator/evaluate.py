@@ -34,22 +34,49 @@ def time_ops(
     """
     values = Values()
     keys = [id(item.time) for item in alone.ops] if alone else [_signature(op, values) for op in step.ops]
+    return _timed([step], [keys], cluster, (n_comm_sms, hbm_share), values, at)[0]
+
+
+def time_steps(steps: Sequence[Step], cluster: Cluster, *, n_comm_sms: Num = 0.0) -> list[TimedStep]:
+    """``time_ops`` of steps that have the same points, each distinct shape of all of them once."""
+    values = Values()
+    keys = [[_signature(op, values) for op in step.ops] for step in steps]
+    return _timed(steps, keys, cluster, (n_comm_sms, 0.0), values, None)
+
+
+def _timed(
+    steps: Sequence[Step], keys: Sequence[Sequence[object]], cluster: Cluster, taken: tuple[Num, Num], values: Values,
+    at: NDArray[np.intp] | None,
+) -> list[TimedStep]:  # fmt: skip
+    """Timed steps whose operators of one key are equal, while messages take so many SMs and such a share of HBM."""
+    ops = [op for step in steps for op in step.ops]
+    seen = _seen(ops, [key for own in keys for key in own], cluster, taken, values, at)
+    device, found = _left(cluster, *taken).device, []
+    for step, own in zip(steps, keys, strict=True):
+        timed = [TimedOp(op=_counted(op, at), time=seen[key]) for op, key in zip(step.ops, own, strict=True)]
+        found.append(TimedStep(step=step, ops=tuple(_beside(timed, device))))
+    return found
+
+
+def _seen(
+    ops: Sequence[Op], keys: Sequence[object], cluster: Cluster, taken: tuple[Num, Num], values: Values,
+    at: NDArray[np.intp] | None,
+) -> dict[object, Estimate]:  # fmt: skip
+    """The estimate of every operator by its key, where those of one key are equal."""
     alike: dict[tuple[bool, bool], dict[object, Op]] = {}
-    for op, key in zip(step.ops, keys, strict=True):
+    for op, key in zip(ops, keys, strict=True):
         alike.setdefault((op.stream == "communication", is_message(op)), {}).setdefault(key, op)
     seen: dict[object, Estimate] = {}
-    beside = np.asarray(hbm_share) > 0
-    for (apart, sent), ops in alike.items():
-        taken = (0.0, 0.0) if apart else (n_comm_sms, hbm_share)
-        found = _estimates(list(ops.values()), cluster, taken, sent, values, at)
+    beside = np.asarray(taken[1]) > 0
+    for (apart, sent), members in alike.items():
+        found = _estimates(list(members.values()), cluster, (0.0, 0.0) if apart else taken, sent, values, at)
         if sent and np.any(beside):
             found = [
                 _slower(time, np.where(beside, COPY_SLOWDOWN, 1.0)) if op.kind == "expert_exchange" else time
-                for op, time in zip(ops.values(), found, strict=True)
+                for op, time in zip(members.values(), found, strict=True)
             ]
-        seen.update(zip(ops, found, strict=True))
-    timed = [TimedOp(op=_counted(op, at), time=seen[key]) for op, key in zip(step.ops, keys, strict=True)]
-    return TimedStep(step=step, ops=tuple(_beside(timed, _left(cluster, n_comm_sms, hbm_share).device)))
+        seen.update(zip(members, found, strict=True))
+    return seen
 
 
 def _counted(op: Op, at: NDArray[np.intp] | None) -> Op:

@@ -169,19 +169,25 @@ def _operated(scenario: Scenario, groups: Sequence[Group]) -> tuple[TimedStep, S
     for i, group in enumerate(groups):
         if len(group.possible):
             sets.setdefault((group.plan.recompute, _stages_per_rank(scenario, group.plan)), []).append(i)
-    timed, sizes, held = [], [], []
     at: dict[int, NDArray[np.intp]] = {}
+    sizes: list[int] = []
+    plans: list[Scenario] = []
+    alike: dict[bytes, list[int]] = {}
     for members in sets.values():
         rows = [_rows(groups[i]) for i in members]
         distinct, which = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
-        plans = _with(scenario, groups[members[0]].plan, dict(zip(_OPERATED, distinct.T, strict=True)))
-        step = training.sharded_step(plans)
-        timed.append(training.timed_step(plans, step).merged(lambda op: hyperconnection.is_remade(op.name)))
-        held.append(memory.step_bytes(plans, step))
         ends = np.cumsum([len(each) for each in rows])[:-1]
         at |= zip(members, np.split(which.ravel() + sum(sizes), ends), strict=True)
+        alike.setdefault(distinct.tobytes(), []).append(len(plans))
         sizes.append(len(distinct))
-    return joined(timed, sizes), memory.joined(held, sizes), at
+        plans.append(_with(scenario, groups[members[0]].plan, dict(zip(_OPERATED, distinct.T, strict=True))))
+    steps = [training.sharded_step(each) for each in plans]
+    held = [memory.step_bytes(each, step) for each, step in zip(plans, steps, strict=True)]
+    timed: dict[int, TimedStep] = {}
+    for same in alike.values():  # of the same points, with many operators in common
+        found = training.timed_steps(plans[same[0]], [steps[i] for i in same])
+        timed |= zip(same, (each.merged(lambda op: hyperconnection.is_remade(op.name)) for each in found), strict=True)
+    return joined([timed[i] for i in range(len(plans))], sizes), memory.joined(held, sizes), at
 
 
 def _bundles(groups: Sequence[Group], members: Sequence[int]) -> Iterator[list[int]]:

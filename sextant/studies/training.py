@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sextant.simulator import cost, paths, pipeline, schedule
-from sextant.simulator.evaluate import in_line_s, interval, provenance_shares, seconds_of, time_ops
+from sextant.simulator.evaluate import in_line_s, interval, provenance_shares, seconds_of, time_ops, time_steps
 from sextant.simulator.points import Values, distinct_points
 from sextant.simulator.result import join, result
 from sextant.simulator.spread import behind_s
@@ -122,6 +122,12 @@ def timed_step(
     step = step or sharded_step(scenario)
     timed = time_ops(step, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms, at=at)
     return with_beside(scenario, timed, at)
+
+
+def timed_steps(scenario: Scenario, steps: Sequence[Step]) -> list[TimedStep]:
+    """``timed_step`` of plans that differ from the scenario's in what they make again; ``steps`` have their operators."""
+    found = time_steps(steps, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms)
+    return [with_beside(scenario, timed) for timed in found]
 
 
 def sharded_step(scenario: Scenario) -> Step:
