@@ -41,6 +41,37 @@ def _unsaved(scenario: Scenario) -> dict[str, Flag]:
     return {"reliability: checkpoints without a bandwidth": fails & (np.asarray(given.checkpoint_bytes_per_s) <= 0)}
 
 
+def schedule_limits(scenario: Scenario) -> dict[str, Flag]:
+    """Where a schedule does not exist, by the reason."""
+    plan = scenario.plan
+    micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)
+    units = layer_counts(scenario.model)
+    n_layers = sum(n for part, n in units.items() if part.endswith("layer"))
+    limits: dict[str, Flag] = {
+        "divisibility: sequences by data x micro_batch": np.abs(micro_batches - np.round(micro_batches)) > 1e-9,
+        "divisibility: fewer layers than pipeline stages": n_stages(
+            plan.schedule, int(plan.pipeline), int(plan.virtual_stages)
+        )
+        > n_layers + 1,
+    }
+    if plan.schedule == "interleaved":
+        limits["schedule: interleaved needs micro-batches in multiples of the pipeline degree"] = (
+            np.mod(micro_batches, plan.pipeline) > 0
+        )
+    else:
+        limits["schedule: only interleaved has more than one virtual stage"] = plan.virtual_stages > 1
+    if plan.schedule == "dualpipe":
+        limits["schedule: DualPipe needs an even pipeline degree"] = np.mod(plan.pipeline, 2) > 0
+        limits["schedule: DualPipe needs an even number of micro-batches, at least twice the stages"] = (
+            np.mod(micro_batches, 2) > 0
+        ) | (micro_batches < 2 * plan.pipeline)
+    if plan.schedule == "dualpipev":
+        limits["schedule: DualPipeV needs at least twice as many micro-batches as ranks"] = (
+            micro_batches < 2 * plan.pipeline
+        )
+    return limits
+
+
 def undefined(scenario: Scenario) -> dict[str, Flag]:
     """The limits beyond which operators have no meaning: such points are not evaluated, their metrics are 0."""
     model, plan, phase = scenario.model, scenario.plan, scenario.load.phase

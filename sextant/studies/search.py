@@ -20,7 +20,7 @@ from sextant.simulator.result import part as part_of
 from sextant.simulator.timed import TimedStep, joined
 from sextant.simulator.types import Flag, Plan, Result, Scenario
 from sextant.studies import answer, memory, search_space, training
-from sextant.studies.limits import plan_limits, undefined
+from sextant.studies.limits import plan_limits, schedule_limits, undefined
 from sextant.studies.memory import StepBytes
 from sextant.studies.plans import Found, Group, collected
 from sextant.studies.workers import shared
@@ -133,7 +133,7 @@ def _reasons(scenario: Scenario, n_points: int) -> dict[str, NDArray[np.bool_]]:
     """Why plans cannot be evaluated, (n_points,) per reason."""
     limits: dict[str, Flag] = {**plan_limits(scenario), **undefined(scenario)}
     if scenario.load.phase == "training":
-        limits |= training.schedule_limits(scenario)
+        limits |= schedule_limits(scenario)
     return {text: np.broadcast_to(np.asarray(hit, dtype=bool), (n_points,)) for text, hit in limits.items()}
 
 

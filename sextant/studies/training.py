@@ -19,7 +19,7 @@ from sextant.simulator.types import Flag, Num, Plan, Result, Scenario, Step
 from sextant.studies import goodput, played
 from sextant.studies.breakdown import breakdown
 from sextant.studies.chunk_traffic import ends_s, loaded, loaded_chunk_times, moved
-from sextant.studies.limits import plan_limits
+from sextant.studies.limits import plan_limits, schedule_limits
 from sextant.studies.memory import RankMemory, StepBytes, memory_use, rank_memories, step_bytes, timelines
 from sextant.studies.pace import lasting_s, pace_of
 from sextant.studies.played import pick
@@ -125,7 +125,7 @@ def timed_step(
 
 
 def timed_steps(scenario: Scenario, steps: Sequence[Step]) -> list[TimedStep]:
-    """``timed_step`` of plans that differ from the scenario's in what they make again; ``steps`` have their operators."""
+    """``timed_step`` of plans that differ in what they make again; ``steps`` have their operators."""
     found = time_steps(steps, scenario.cluster, n_comm_sms=scenario.plan.n_comm_sms)
     return [with_beside(scenario, timed) for timed in found]
 
@@ -323,34 +323,3 @@ def _warnings(scenario: Scenario) -> list[str]:
     if not scenario.plan.layers_per_stage and scenario.plan.pipeline > 1:
         notes.append("the layers of each stage are not published: balanced over the ranks by predicted time")
     return notes
-
-
-def schedule_limits(scenario: Scenario) -> dict[str, Flag]:
-    """Where a schedule does not exist, by the reason."""
-    plan = scenario.plan
-    micro_batches = scenario.load.batch / (plan.data * plan.micro_batch)
-    units = parameters.layer_counts(scenario.model)
-    n_layers = sum(n for part, n in units.items() if part.endswith("layer"))
-    limits: dict[str, Flag] = {
-        "divisibility: sequences by data x micro_batch": np.abs(micro_batches - np.round(micro_batches)) > 1e-9,
-        "divisibility: fewer layers than pipeline stages": schedule.n_stages(
-            plan.schedule, int(plan.pipeline), int(plan.virtual_stages)
-        )
-        > n_layers + 1,
-    }
-    if plan.schedule == "interleaved":
-        limits["schedule: interleaved needs micro-batches in multiples of the pipeline degree"] = (
-            np.mod(micro_batches, plan.pipeline) > 0
-        )
-    else:
-        limits["schedule: only interleaved has more than one virtual stage"] = plan.virtual_stages > 1
-    if plan.schedule == "dualpipe":
-        limits["schedule: DualPipe needs an even pipeline degree"] = np.mod(plan.pipeline, 2) > 0
-        limits["schedule: DualPipe needs an even number of micro-batches, at least twice the stages"] = (
-            np.mod(micro_batches, 2) > 0
-        ) | (micro_batches < 2 * plan.pipeline)
-    if plan.schedule == "dualpipev":
-        limits["schedule: DualPipeV needs at least twice as many micro-batches as ranks"] = (
-            micro_batches < 2 * plan.pipeline
-        )
-    return limits
