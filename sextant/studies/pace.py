@@ -37,6 +37,7 @@ class Waits:
 
     def __init__(self, pace: Pace, varying: Mapping[tuple[str, str, str], Varying]) -> None:
         self.pace = pace
+        self._passes: dict[str, tuple[Varying, Varying]] = {}
         # What a layer does between two exchanges: the experts, and all else.
         self._pieces: dict[tuple[str, str], list[Varying]] = {}
         for (part, block, phase), each in varying.items():
@@ -69,8 +70,10 @@ class Waits:
 
     def passes(self, part: str) -> tuple[Varying, Varying]:
         """A layer forward, and backward: both gradients, which are of the same tokens."""
-        backward = self._whole(part, "backward_input") + self._whole(part, "backward_weight")
-        return self._whole(part, "forward"), backward
+        if part not in self._passes:
+            backward = self._whole(part, "backward_input") + self._whole(part, "backward_weight")
+            self._passes[part] = self._whole(part, "forward"), backward
+        return self._passes[part]
 
     def _whole(self, part: str, phase: str) -> Varying:
         first, second = self._of(part, phase)
