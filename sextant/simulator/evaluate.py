@@ -83,9 +83,10 @@ def _counted(op: Op, at: NDArray[np.intp] | None) -> Op:
     """``op`` with what is asked of a timed operator at all points: its count, and the bytes of what communicates."""
     if at is None:
         return op
-    if op.stream == "communication":
-        return paths.take(op, at)
-    return op if np.ndim(op.count) == 0 else replace(op, count=picked(op.count, at))
+    count = picked(op.count, at)
+    if op.stream != "communication":
+        return op if count is op.count else replace(op, count=count)
+    return replace(op, count=count, traffic_bytes={tier: picked(size, at) for tier, size in op.traffic_bytes.items()})
 
 
 def _left(cluster: Cluster, n_comm_sms: Num, hbm_share: Num) -> Cluster:

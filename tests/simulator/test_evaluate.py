@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sextant import hwmodels
-from sextant.simulator import evaluate
-from sextant.simulator.evaluate import communication_share, provenance_shares, time_ops
-from sextant.simulator.kernels import COPY_SLOWDOWN, estimate
+from sextant.simulator import evaluate, paths
+from sextant.simulator.evaluate import communication_share, provenance_shares, time_ops, time_steps
+from sextant.simulator.kernels import COPY_SLOWDOWN, estimate, with_sms
 from sextant.simulator.types import Load, Plan
 from sextant.workloads.models import model
 from sextant.workloads.parameters import layer_counts
@@ -56,6 +56,57 @@ def test_swept_shapes_are_not_taken_for_each_other():
         alone = time_ops(step(point), CLUSTER)
         for a, b in zip(swept.ops, alone.ops, strict=True):
             assert np.broadcast_to(a.seconds, 2)[i] == pytest.approx(b.seconds, rel=1e-12), a.op.name
+
+
+def sweep(n=600):
+    """Plans that repeat, a link and an HBM bandwidth: the cluster of ``n`` points, the plans that differ, which each
+    point has."""
+    random = np.random.default_rng(0)
+    grid = np.meshgrid([1.0, 2.0, 4.0], [8.0, 32.0, 64.0], [1.0, 2.0])
+    tensor, expert, micro_batch = (each.ravel() for each in grid)
+    swept = paths.put(CLUSTER, "tiers.infiniband.link.bandwidth_bytes_per_s", random.uniform(20e9, 100e9, n))
+    swept = paths.put(swept, "device.memories.hbm.bandwidth_bytes_per_s", random.choice([2e12, 3e12], n))
+    plan = replace(PLAN, tensor=tensor, expert=expert, micro_batch=micro_batch)
+    return swept, plan, random.integers(0, len(tensor), n)
+
+
+def same_times(some, others):
+    """Whether timed steps agree to the last bit, and in how often their operators run."""
+    for a, b in zip(some.ops, others.ops, strict=True):
+        for end in ("seconds", "low", "high"):
+            np.testing.assert_array_equal(getattr(a.time, end), getattr(b.time, end), err_msg=a.op.name)
+        np.testing.assert_array_equal(a.op.count, b.op.count)
+
+
+def test_equal_points_and_rows_of_a_kind_change_no_bit():
+    """Operators timed at their distinct points, as rows of one array, on swept links and memories: as each one alone
+    at all points."""
+    swept, plan, which = sweep()
+    given = step(plan=paths.take(plan, which))
+    for timed in time_ops(given, swept, n_comm_sms=20.0).ops:
+        left = swept if timed.op.stream == "communication" else replace(swept, device=with_sms(swept.device, 112.0))
+        alone = estimate(timed.op, left)
+        for end in ("seconds", "low", "high"):
+            np.testing.assert_array_equal(getattr(timed.time, end), getattr(alone, end), err_msg=timed.op.name)
+
+
+def test_a_step_of_fewer_points_is_the_step_of_all():
+    """``at`` says which of them each point has; what is timed again beside messages needs no look at shapes."""
+    swept, plan, which = sweep()
+    few, whole = step(plan=plan), step(plan=paths.take(plan, which))
+    alone, others = time_ops(few, swept, at=which), time_ops(whole, swept)
+    same_times(alone, others)
+    share = communication_share(others, swept.device)
+    np.testing.assert_array_equal(communication_share(alone, swept.device), share)
+    same_times(time_ops(few, swept, hbm_share=share, at=which, alone=alone), time_ops(whole, swept, hbm_share=share))
+
+
+def test_steps_timed_together_are_those_timed_alone():
+    """Plans that make other activations again share most operators."""
+    _, plan, _ = sweep()
+    steps = [step(plan=replace(plan, recompute=recompute)) for recompute in ((), ("norm", "mla_up"), ("full",))]
+    for together, given in zip(time_steps(steps, CLUSTER, n_comm_sms=20.0), steps, strict=True):
+        same_times(together, time_ops(given, CLUSTER, n_comm_sms=20.0))
 
 
 @pytest.mark.parametrize("load", [TRAINING, replace(TRAINING, phase="prefill", batch=4.0)])
