@@ -18,6 +18,8 @@ from sextant.simulator.types import Cluster, Device, Estimate, Num, Op, Step
 
 #: Messages never take more of the HBM bandwidth than this: compute keeps running beside them.
 _MOST_TAKEN = 0.5
+#: Kinds whose coefficients follow from format and variant alone, whatever their sizes: most operators are of these.
+_OF_ONE_FIT = ("gemm", "memory")
 
 
 def time_ops(
@@ -115,10 +117,10 @@ def _estimates(
 
 
 def _in_rows(ops: Sequence[Op], cluster: Cluster) -> list[Estimate]:
-    """Estimates of operators, of which those of a kind whose shapes are swept are rows of one array."""
+    """Estimates of operators, of which those of one fit are rows of one array where they are swept."""
     alike: dict[Hashable, list[int]] = {}
     for i, op in enumerate(ops):
-        alike.setdefault((op.kind, op.format, op.variant, *sorted(op.shape)) if _has_points(op) else i, []).append(i)
+        alike.setdefault((op.kind, op.format, op.variant, *sorted(op.shape)) if _is_row(op) else i, []).append(i)
     found: dict[int, Estimate] = {}
     for key, rows in alike.items():
         first = ops[rows[0]]
@@ -131,10 +133,10 @@ def _in_rows(ops: Sequence[Op], cluster: Cluster) -> list[Estimate]:
     return [found[i] for i in range(len(ops))]
 
 
-def _has_points(op: Op) -> bool:
-    """Whether the shape of an operator is swept; one of numbers alone is timed as such, in whatever company."""
+def _is_row(op: Op) -> bool:
+    """Whether an operator may be a row: one of numbers alone is timed as such, in whatever company."""
     shapes = {size.shape for size in op.shape.values() if isinstance(size, np.ndarray)}
-    return len(shapes) == 1 and all(len(shape) == 1 and shape[0] > 1 for shape in shapes)
+    return op.kind in _OF_ONE_FIT and len(shapes) == 1 and all(len(shape) == 1 and shape[0] > 1 for shape in shapes)
 
 
 def _stacked(values: Sequence[Num]) -> Num:

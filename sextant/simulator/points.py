@@ -116,7 +116,7 @@ class Values:
 
 def swept(record: Any) -> tuple[NDArray[np.float64], ...]:
     """Every array of points in a record; the tables of a ``Correction`` are none."""
-    return _swept(_Same(record))
+    return _swept(_Same(record)) if is_dataclass(record) else tuple(_arrays(record))
 
 
 class _Same:
