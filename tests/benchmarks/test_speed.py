@@ -77,15 +77,18 @@ def test_training_plans(benchmark, random, n):
     assert len(result.feasible) == n
 
 
-def test_training_plans_that_all_differ(benchmark):
-    """The same for a grid without repetitions: every degree, micro-batches, and the bandwidth between nodes, so that no
-    two plans have the same times; 28 plans at a time share the operators that compute."""
+@pytest.mark.parametrize("n", [28, 112], ids=["2016", "8064"])
+@pytest.mark.parametrize("swept", ["tiers.infiniband.link", "device.memories.hbm"])
+def test_training_plans_that_all_differ(benchmark, swept, n):
+    """The same for a grid without repetitions: every degree, micro-batches, and a bandwidth: between nodes, so that the
+    operators that compute are shared by ``n`` plans, or of HBM, so that no two plans share one."""
     scenario = question("deepseek_v3_h800_training", ["engine=analytic"]).scenario
     degrees = ([1.0, 2.0, 4.0], [8.0, 16.0, 32.0, 64.0], [32.0, 64.0, 128.0], [1.0, 2.0])
-    grids = np.meshgrid(*degrees, np.linspace(20e9, 100e9, 28))
+    rate = float(paths.get(scenario.cluster, f"{swept}.bandwidth_bytes_per_s"))
+    grids = np.meshgrid(*degrees, np.linspace(0.5 * rate, 2.0 * rate, n))
     tensor, expert, data, micro_batch, bandwidth = (each.ravel() for each in grids)
     plan = replace(scenario.plan, data=data, expert=expert, tensor=tensor, micro_batch=micro_batch)
-    cluster = paths.put(scenario.cluster, "tiers.infiniband.link.bandwidth_bytes_per_s", bandwidth)
+    cluster = paths.put(scenario.cluster, f"{swept}.bandwidth_bytes_per_s", bandwidth)
     result = benchmark(evaluate, replace(scenario, plan=plan, cluster=cluster), len(tensor))
     _rate(benchmark, len(tensor))
     assert len(result.feasible) == len(tensor)
