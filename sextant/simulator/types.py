@@ -232,7 +232,8 @@ class Plan:
     ``sequence_parallel`` splits norms, dropout and residuals over the tensor group too, which then gathers and scatters
     where it otherwise sums. ``attention`` is ``fused``, or ``unfused``: scores written out; ``hyper_connections``
     likewise, ``unfused``: every operator of mHC a kernel of its own, or ``tile_kernels``: in training the kernels that
-    DeepSeek released, as measured. With ``blocking_sends`` a stage computes nothing
+    DeepSeek released, as measured. ``exchange`` are the kernels that exchange experts' tokens: ``deepep``, or
+    ``deepep_2025_02``, its first version. With ``blocking_sends`` a stage computes nothing
     while it sends; with ``early_sends`` a message leaves once its tensor is there, not at the end of its chunk, and a
     stage that makes streams again does so before its gradient has come.
     ``prefetch`` is how rows come from where ``placement`` has them (``simulator.fetch``); ``deduplicate`` fetches every
@@ -263,6 +264,7 @@ class Plan:
     sequence_parallel: bool = True
     attention: str = "fused"
     hyper_connections: str = "fused"
+    exchange: str = "deepep"
     blocking_sends: bool = False
     early_sends: bool = False
     deduplicate: bool = False

@@ -24,6 +24,7 @@ CHOICES = {
     "plan.overlap": ("none", "forward_backward", "two_batch", "tensor"),
     "plan.attention": ("fused", "unfused"),
     "plan.hyper_connections": ("fused", "tile_kernels", "unfused"),
+    "plan.exchange": ("deepep", "deepep_2025_02"),
     "plan.formats": tuple(RECIPES),
     "plan.recompute": ("norm", "mla_up", "swiglu", "mhc", "attention", "full"),
     "load.phase": PHASES,

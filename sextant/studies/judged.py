@@ -15,7 +15,10 @@ from sextant.workloads.transformer import Transformer
 
 #: What the predictions of a group rest on, and to what it was fitted.
 _SIZES = "none"
-_TIMES = "kernel efficiencies and the exchange of experts, to H100 and H200 kernels"
+_TIMES = (
+    "kernel efficiencies and the exchange of experts, to H100 and H200 kernels; the copying of its first version, "
+    "where a plan names it, to rates that DeepEP published of it"
+)
 _A100_TIMES = "kernel efficiencies, to A100 products and collectives and H100 and H200 kernels"
 _KERNELS = "kernel efficiencies, to H100 and H200 kernels"
 

@@ -34,7 +34,7 @@ def logical_bytes(row: Row) -> float:
     c = columns([row], op)
     n_tokens, hidden, top_k = (float(c[name][0]) for name in ("n_tokens", "hidden", "top_k"))
     token_bytes = hidden * BYTES["fp8_block" if op == "ep_dispatch" else "bf16"]
-    if mode == "low_latency":
+    if mode.startswith("low_latency"):
         return n_tokens * top_k * (token_bytes + _HEADER_BYTES[op])
     nodes, gpus = destinations(operators.exchange(op, c, mode).shape)
     inside = float(c["n_gpus"][0]) <= operators.PER_NODE

@@ -25,7 +25,7 @@ from sextant.validate.fit_attention import fit_attention, fit_mla, regime
 from sextant.validate.fit_collective import fit_collective, fit_send, sent_rows
 from sextant.validate.fit_conv2d import fit_conv2d
 from sextant.validate.fit_engine import fit_engine
-from sextant.validate.fit_exchange import fit_exchange
+from sextant.validate.fit_exchange import fit_exchange, fit_first
 from sextant.validate.fit_fetch import fit_fetch
 from sextant.validate.fit_gather import fit_gather
 from sextant.validate.fit_gemm import COEFFICIENTS, fit_gemm
@@ -143,6 +143,13 @@ def fit_exchanges(rows: Sequence[Row], device: Device, source: str) -> list[Fitt
     return [fit_exchange(part, device, source) for part in modes if part]
 
 
+def fit_first_exchanges(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:
+    """What exchanges DeepEP's first version made, from its published rates on an H800; the device needs the block
+    ``expert_exchange``."""
+    nvlink = next(iter(cluster_named("hgx-h800").tiers.values())).link.bandwidth_bytes_per_s
+    return [fit_first([{**row, "nvlink_bytes_per_s": float(nvlink)} for row in rows], device, source)]
+
+
 def _nvlink_bytes_per_s(device: Device) -> float:
     tier = next(iter(cluster_named(f"hgx-{device.name}").tiers.values()))
     return float(tier.link.bandwidth_bytes_per_s)
@@ -155,7 +162,8 @@ def fit_wgrads(rows: Sequence[Row], device: Device, source: str) -> list[Fitted]
 
 FITTERS: Mapping[str, Fitter] = {
     "gemm": fit_gemms, "moe": fit_experts, "memory": fit_memories, "attention": fit_attentions,
-    "collective": fit_collectives, "exchange": fit_exchanges, "wgrad": fit_wgrads, "mhc": fit_mhc, "gather": fit_gather,
+    "collective": fit_collectives, "exchange": fit_exchanges,
+    "exchange_2025_02": fit_first_exchanges, "wgrad": fit_wgrads, "mhc": fit_mhc, "gather": fit_gather,
     "host_copy": fit_host_copy, "conv2d": fit_conv2d, "fetch": fit_fetch, "engine": fit_engine,
     "mhc_training": fit_mhc_training, "mhc_backward": fit_mhc_backward,
 }  # fmt: skip

@@ -22,6 +22,7 @@ from sextant.simulator.errors import InputError
 from sextant.simulator.kernels import estimate, fit_of
 from sextant.simulator.kernels.collective import steady_share
 from sextant.simulator.types import Device, KernelFit, Op
+from sextant.validate.exchange_rates import published_row
 from sextant.validate.fit_collective import node_cluster
 from sextant.validate.prediction import operators
 from sextant.validate.solver import Array, Bounds, Errors, Fitted, Row, column, columns, errors, solve, with_fit
@@ -45,6 +46,12 @@ LOW_LATENCY_BOUNDS = {
     "combine_s": Bounds(start=1.2e-5, low=1e-6, high=2e-4),
     "node_s": Bounds(start=1e-5, low=0.0, high=1e-4),
     "hop_s": Bounds(start=3e-6, low=0.0, high=1e-4),
+}
+
+#: What differs in DeepEP's first version.
+_FIRST_BOUNDS = {
+    "sm_bytes_per_s": Bounds(start=1e10, low=1e9, high=1e11),
+    "combine_copies": Bounds(start=1.0, low=0.5, high=3.0),
 }
 
 #: GPUs of a measured node, all on one NVLink switch.
@@ -129,6 +136,25 @@ def _solve(rows: Sequence[Row], device: Device, test: NDArray[np.bool_], source:
 
     bounds = NORMAL_BOUNDS if normal else LOW_LATENCY_BOUNDS
     return solve(name, bounds, predict, column(rows, "us") * 1e-6, test, source, fixed, left_out=~fitted)
+
+
+def fit_first(rows: Sequence[Row], device: Device, source: str = "") -> Fitted:
+    """``expert_exchange_2025_02``: DeepEP's first version between nodes, all but the copying as in ``expert_exchange``.
+
+    ``rows`` are published rates (``bytes_per_s``) with ``nvlink_bytes_per_s``. Two coefficients are fitted, and nothing
+    is held out: the interval is that of ``expert_exchange`` with what the fit leaves.
+    """
+    rows = [published_row(row, float(row["nvlink_bytes_per_s"]), bytes_per_s=float(row["bytes_per_s"])) for row in rows]
+    name, base = "expert_exchange_2025_02", fit_of(device, "expert_exchange")
+    fixed = {key: float(value) for key, value in base.coefficients.items() if key not in _FIRST_BOUNDS}
+    chosen = np.zeros(len(rows), dtype=bool)
+    found = solve(
+        name, _FIRST_BOUNDS, lambda fit, _: predict_exchange(rows, with_fit(device, name, fit)),
+        column(rows, "us") * 1e-6, chosen, source, fixed, left_out=chosen,
+    )  # fmt: skip
+    left = found.training
+    fit = replace(found.fit, low=base.low * min(left.low, 1.0), high=base.high * max(left.high, 1.0))
+    return replace(found, fit=fit)
 
 
 def notify(rows: Sequence[Row]) -> Mapping[str, float]:

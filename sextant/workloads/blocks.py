@@ -26,10 +26,10 @@ class Shape:
 
     ``copies`` is the expected number of devices that receive a routed token, ``n_slots`` the routed experts with
     their redundant copies, ``skew`` how unevenly they are chosen, ``n_comm_sms`` the SMs that run the exchange of
-    experts in normal mode. ``n_images`` of ``image_height`` x ``image_width`` pixels are encoded per sequence.
-    ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many devices share them in training,
-    ``access`` which of their rows move. ``fused``: attention keeps its scores to itself. ``streams``, ``n_stages``: as
-    in ``Place``.
+    experts in normal mode, ``exchange`` its kernels, as in ``Plan``. ``n_images`` of ``image_height`` x ``image_width``
+    pixels are encoded per sequence. ``engram_tier`` is the memory that holds Engram tables, ``n_devices`` how many
+    devices share them in training, ``access`` which of their rows move. ``fused``: attention keeps its scores to
+    itself. ``streams``, ``n_stages``: as in ``Place``.
     """
 
     phase: str
@@ -42,6 +42,7 @@ class Shape:
     n_slots: Num = 0.0
     skew: Skew = BALANCED
     n_comm_sms: Num = EXCHANGE_SMS
+    exchange: str = "deepep"
     n_images: Num = 0.0
     image_height: Num = 384.0
     image_width: Num = 384.0
@@ -125,7 +126,8 @@ def moe_layer(model, shape: Shape, part: str = "moe_layer") -> list[Op]:
     if shape.phase == "training":
         ops += _around_experts(attn, mlp, m * model.hidden_size, recipe)
     mode = LOW_LATENCY if shape.phase == "decode" else NORMAL
-    ops += feedforward.exchange(mlp, model, recipe, m, mode, shape.n_slots, shape.n_comm_sms, shape.skew)
+    first = 1.0 if shape.exchange == "deepep_2025_02" else 0.0
+    ops += feedforward.exchange(mlp, model, recipe, m, mode, first, shape.n_slots, shape.n_comm_sms, shape.skew)
     if bool(model.n_shared_experts > 0):
         width = model.n_shared_experts * model.moe_intermediate_size
         ops += feedforward.gated("shared_expert", mlp, m, model.hidden_size, width, recipe, exchanged=True)

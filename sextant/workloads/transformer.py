@@ -183,6 +183,7 @@ def shape_of(
     return blocks.Shape(
         phase=phase, batch=batch, seq=seq, kv_len=kv_len, recipe=recipe(plan.formats), recompute=plan.recompute,
         copies=copies, n_slots=model.n_routed_experts + plan.redundant_experts, n_comm_sms=_exchange_sms(plan),
+        exchange=plan.exchange,
         engram_tier=plan.placement.get("engram", "hbm"),
         n_devices=plan.tensor * plan.context * plan.pipeline * plan.data, fused=plan.attention == "fused",
         streams=plan.hyper_connections, n_stages=pipeline_stages(plan), **images,

@@ -31,7 +31,10 @@ FAST = KernelFit(
 )  # fmt: skip
 DEVICE = Device(
     name="h800", peak_flops_per_s={"bf16": 989e12}, n_sms=132.0, l2_bytes=50e6, launch_s=1.5e-6, power_w=700.0,
-    price_usd_per_h=2.0, kernels={"expert_exchange": NORMAL, "expert_exchange_low_latency": FAST},
+    price_usd_per_h=2.0, kernels={
+        "expert_exchange": NORMAL, "expert_exchange_low_latency": FAST,
+        "expert_exchange_2025_02": paths.put(NORMAL, "coefficients.sm_bytes_per_s", 1e10),
+    },
     memories={"hbm": Memory(capacity_bytes=80e9, bandwidth_bytes_per_s=3.35e12)},
 )  # fmt: skip
 NVLINK, INFINIBAND = 200e9, 50e9
@@ -46,7 +49,7 @@ V3 = {"hidden": 7168.0, "top_k": 8.0, "n_experts": 256.0, "n_gpus_per_node": 8.0
 
 cases = st.fixed_dictionaries({
     "n_tokens": st.integers(1, 16384).map(float), "n_gpus": st.sampled_from([2.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
-    "mode": st.sampled_from([0.0, 1.0]), "notify": st.sampled_from([0.0, 1.0]),
+    "mode": st.sampled_from([0.0, 1.0]), "notify": st.sampled_from([0.0, 1.0]), "first": st.sampled_from([0.0, 1.0]),
 })  # fmt: skip
 variants = st.sampled_from([("dispatch", "fp8_block"), ("combine", "bf16")])
 
@@ -114,6 +117,33 @@ def test_more_sms_help_until_a_link_decides() -> None:
     assert str(many.bound) == "link"
 
 
+@given(cases, variants)
+def test_the_first_version_was_slower_between_nodes_and_the_same_within_one(case: dict, variant: tuple) -> None:
+    """Its low-latency messages went over InfiniBand within a node too."""
+    first, later = (time({**case, "first": which}, variant).seconds for which in (1.0, 0.0))
+    if case["n_gpus"] <= 8 and case["mode"] == 0.0:
+        assert first == later
+    else:
+        assert first >= later
+    infiniband, nvlink = hop_bytes({**V3, **case, "first": 1.0, "mode": 1.0}, variant[1])
+    others = 1.0 - 1.0 / case["n_gpus"]
+    sent = time({**case, "first": 1.0, "mode": 1.0}, variant)
+    assert nvlink == 0.0 and sent.seconds > infiniband / INFINIBAND
+    assert infiniband == pytest.approx(hop_bytes({**V3, **case, "n_gpus": 1e12, "mode": 1.0}, variant[1])[0] * others)
+
+
+def test_an_array_of_the_first_version_is_its_scalars() -> None:
+    rng = np.random.default_rng(4)
+    case = {"n_tokens": rng.integers(1, 8192, 60) * 1.0, "n_gpus": rng.choice([1.0, 8.0, 16.0, 64.0], 60),
+            "mode": rng.choice([0.0, 1.0], 60)}  # fmt: skip
+    whole = time({**case, "first": 1.0}, ("combine", "bf16"))
+    singles = [
+        time({"first": 1.0, **{k: float(v[i]) for k, v in case.items()}}, ("combine", "bf16")) for i in range(60)
+    ]
+    for end in ("seconds", "low", "high"):
+        assert np.allclose(getattr(whole, end), [getattr(one, end) for one in singles], rtol=1e-12)
+
+
 def test_waiting_for_sizes_is_added_when_asked_for() -> None:
     case, dispatch = {"n_tokens": 64.0, "n_gpus": 64.0}, ("dispatch", "fp8_block")
     wait = time({**case, "notify": 1.0}, dispatch).seconds - time(case, dispatch).seconds
@@ -125,5 +155,7 @@ def test_a_group_beyond_the_only_tier_and_an_unknown_variant_are_refused() -> No
     assert time({"n_tokens": 1.0, "n_gpus": 8.0}, ("dispatch", "bf16"), one_tier).seconds > 0
     with pytest.raises(InputError, match="2 nodes needs two"):
         time({"n_tokens": 1.0, "n_gpus": 16.0}, ("dispatch", "bf16"), one_tier)
+    with pytest.raises(InputError, match="2 nodes needs two"):
+        time({"n_tokens": 1.0, "n_gpus": 8.0, "mode": 1.0, "first": 1.0}, ("dispatch", "bf16"), one_tier)
     with pytest.raises(InputError, match="did you mean 'dispatch'"):
         time({"n_tokens": 1.0, "n_gpus": 8.0}, ("dispatsh", "bf16"))

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sextant.hwmodels import device
+from sextant.hwmodels import device, own_fits
 from sextant.simulator.errors import InputError
 from sextant.simulator.types import Device
 from sextant.validate import published
 from sextant.validate.exchange_rates import logical_bytes, published_row
+from sextant.validate.fit import read_rows
 from sextant.validate.fit_exchange import (
     check_exchange,
     collapses,
     fit_exchange,
+    fit_first,
     leave_one_out,
     notify,
     predict_exchange,
@@ -89,6 +91,40 @@ def test_published_figures_of_an_h800_that_no_fit_has_seen(prefix: str, mode: st
             cases.append(published_row(figure.kernel.case, NVLINK_H800, **{what: figure.value}))
     assert len(cases) == 8
     assert check_exchange(cases, with_fit(bare(), fitted(mode).name, fitted(mode).fit)).mape < 0.08
+
+
+def first_rows() -> list[Row]:
+    path = Path(published.__file__).parent / "data" / "published" / "deepep_2025_02.csv"
+    return [{**row, "nvlink_bytes_per_s": NVLINK_H800} for row in read_rows(path)]
+
+
+def test_what_the_first_version_published_tells_its_copying() -> None:
+    """Two coefficients for four rates, each within 4.5%: its SMs copy at 0.43 of the later pace, and a combine's copies
+    cost what a dispatch's do."""
+    later, shipped = (own_fits("h100")[name] for name in ("expert_exchange", "expert_exchange_2025_02"))
+    found = fit_first(first_rows(), device("h100"))
+    assert found.fit.coefficients == pytest.approx(dict(shipped.coefficients), rel=1e-4)
+    assert (found.fit.low, found.fit.high) == pytest.approx((shipped.low, shipped.high), rel=1e-4)
+    assert found.training.mape < 0.025 and max(abs(found.training.low - 1), abs(found.training.high - 1)) < 0.045
+    changed = {k for k, v in later.coefficients.items() if shipped.coefficients[k] != v}
+    assert changed == {"sm_bytes_per_s", "combine_copies"}
+    assert shipped.coefficients["sm_bytes_per_s"] == pytest.approx(
+        0.43 * later.coefficients["sm_bytes_per_s"], rel=0.01
+    )
+    assert shipped.coefficients["combine_copies"] == pytest.approx(1.0, abs=0.01)
+    texts = {f.metric: f.value for f in published.figures() if f.id.startswith("deepep.normal_initial.ep64")}
+    assert {f"{row['op']}_bytes_per_s": float(row["bytes_per_s"]) for row in first_rows()[2:]} == texts
+
+
+def test_low_latency_of_the_first_version_is_predicted_from_what_it_did() -> None:
+    """Everything over InfiniBand: dispatch within 0.6%, combine 4 to 7% too fast, by the later kernels' fit."""
+    figures = [f for f in published.figures() if f.id.startswith("deepep.low_latency_initial.") and f.kernel]
+    rows = [published_row(f.kernel.case, NVLINK_H800, seconds=f.value) for f in figures if f.kernel]
+    error = predict_exchange(rows, device("h100")) / (1e-6 * column(rows, "us")) - 1.0
+    dispatch = np.array([row["op"] == "ep_dispatch" for row in rows])
+    assert len(rows) == 8 and dispatch.sum() == 4
+    assert np.abs(error[dispatch]).max() < 0.007
+    assert error[~dispatch].min() > -0.07 and error[~dispatch].max() < -0.035
 
 
 def test_logical_bytes_are_those_that_deepep_counts() -> None:

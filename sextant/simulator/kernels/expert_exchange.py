@@ -2,14 +2,15 @@
 
 Shape: n_tokens (of one GPU), hidden, the dimensions of ``routing`` (top_k, n_experts, n_group ... n_gpus), mode (0
 normal, 1 low latency; default 0), n_sms (that run a normal exchange; default 20), notify (1 adds the wait in which a
-normal exchange agrees on sizes; default 0), hot_gpu and hot_node (load of the most loaded GPU and node over the mean,
-see ``imbalance``; default 1). Bytes are those of the most loaded GPU, for which all others wait; those that reach a
-node come over its network cards evenly.
+normal exchange agrees on sizes; default 0), first (1: the kernels of DeepEP's first version, of February 2025; default
+0), hot_gpu and hot_node (load of the most loaded GPU and node over the mean, see ``imbalance``; default 1). Bytes are
+those of the most loaded GPU, for which all others wait; those that reach a node come over its network cards evenly.
 
 Normal: a token crosses InfiniBand once per distinct other node, to the GPU of the same place in its node, and NVLink
 once per distinct other GPU. The SMs that run the exchange copy each of these messages into NVLink; InfiniBand runs
 beside them, and the slower of the two decides. Combine is the way back, with the sums.
 Low latency: a message for every (token, expert) goes straight there, over NVLink within the node, InfiniBand beyond.
+The first version copied more slowly between nodes, and its low-latency messages went over InfiniBand all.
 
 Rates are the links' bandwidths times fitted shares of the line rate. These take the place of ``Link.efficiency``, one
 number for all uses of a link, which is not used here: a worse fabric is a lower bandwidth.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sextant.simulator.errors import InputError, nearest
 from sextant.simulator.kernels import BYTES, Work, fit_of
@@ -55,11 +57,21 @@ def hop_bytes(shape: Mapping[str, Num], format: str) -> tuple[Num, Num]:
     low_latency = np.asarray(shape.get("mode", 0.0)) > 0
     outside = 1.0 - 1.0 / n_nodes
     messages = shape["top_k"] * shape.get("hot_gpu", 1.0)
-    infiniband = np.where(low_latency, messages, nodes) * outside
+    if _is_first(shape):
+        sent = messages * (1.0 - 1.0 / np.maximum(shape["n_gpus"], 1.0))
+        infiniband = np.where(low_latency, sent, nodes * outside)
+    else:
+        infiniband = np.where(low_latency, messages, nodes) * outside
     # Forwarded within each node by a GPU that is itself the destination in one of per_node cases.
     forwarded = gpus * (1.0 - 1.0 / per_node)
     direct = messages / n_nodes * (1.0 - 1.0 / per_node)
+    direct = 0.0 if _is_first(shape) else direct
     return token_bytes * infiniband, token_bytes * np.where(low_latency, direct, forwarded)
+
+
+def _is_first(shape: Mapping[str, Num]) -> bool:
+    """Whether an exchange is one of the first version: all points of a shape, or none."""
+    return bool(np.all(np.asarray(shape.get("first", 0.0)) > 0))
 
 
 def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
@@ -75,24 +87,33 @@ def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
 
 
 def estimate(op: Op, cluster: Cluster) -> Estimate:
-    """Seconds of one exchange. Uses the blocks ``expert_exchange`` and ``expert_exchange_low_latency``, and the two
-    innermost tiers of the cluster; InputError if a group spans nodes and there is no second tier."""
-    low_latency = np.asarray(op.shape.get("mode", 0.0)) > 0
-    parts: list[Estimate] = []
+    """Seconds of one exchange. Uses the blocks ``expert_exchange``, of the first version between nodes
+    ``expert_exchange_2025_02``, and ``expert_exchange_low_latency``, and the two innermost tiers of the cluster;
+    InputError if a group spans nodes and there is no second tier."""
+    device, low_latency = cluster.device, np.asarray(op.shape.get("mode", 0.0)) > 0
+    found: Estimate | None = None
     if not low_latency.all():
-        parts.append(_normal(op, cluster, fit_of(cluster.device, "expert_exchange")))
+        found = _normal(op, cluster, fit_of(device, "expert_exchange"))
+        between = np.asarray(nodes_of(op.shape)[0]) > 1
+        if _is_first(op.shape) and between.any():
+            found = _either(between, _normal(op, cluster, fit_of(device, "expert_exchange_2025_02")), found)
     if low_latency.any():
-        parts.append(_low_latency(op, cluster, fit_of(cluster.device, "expert_exchange_low_latency")))
-    if len(parts) == 1:
-        return parts[0]
-    normal, fast = parts
+        fast = _low_latency(op, cluster, fit_of(device, "expert_exchange_low_latency"))
+        found = fast if found is None else _either(low_latency, fast, found)
+    assert found is not None
+    return found
+
+
+def _either(where: NDArray[np.bool_], one: Estimate, other: Estimate) -> Estimate:
+    """``one`` at the points ``where``, elsewhere ``other``."""
+    if where.all():
+        return one
     return Estimate(
-        seconds=np.where(low_latency, fast.seconds, normal.seconds),
-        low=np.where(low_latency, fast.low, normal.low),
-        high=np.where(low_latency, fast.high, normal.high),
-        limits={k: np.where(low_latency, fast.limits[k], normal.limits[k]) for k in normal.limits},
-        provenance=max((part.provenance for part in parts), key=PROVENANCES.index),
-    )
+        seconds=np.where(where, one.seconds, other.seconds), low=np.where(where, one.low, other.low),
+        high=np.where(where, one.high, other.high),
+        limits={k: np.where(where, one.limits[k], other.limits[k]) for k in other.limits},
+        provenance=max((one.provenance, other.provenance), key=PROVENANCES.index),
+    )  # fmt: skip
 
 
 def _normal(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
@@ -136,14 +157,15 @@ def _low_latency(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
     link), dispatch_s, combine_s (fixed), node_s (more when the group spans nodes), hop_s (each doubling beyond two)."""
     c = fit.coefficients
     n_nodes, _ = nodes_of(op.shape)
-    inner, outer = links(cluster, n_nodes)
+    outside = np.maximum(n_nodes, 2.0) if _is_first(op.shape) else n_nodes
+    inner, outer = links(cluster, outside)
     infiniband, nvlink = hop_bytes(op.shape, op.format)
     infiniband_s = infiniband / (outer.bandwidth_bytes_per_s * c["infiniband_efficiency"])
     nvlink_s = nvlink / (inner.bandwidth_bytes_per_s * c["nvlink_efficiency"])
     copy_s = nvlink / c[f"{op.variant}_copy_bytes_per_s"]
     busy_s = np.maximum(infiniband_s, nvlink_s + copy_s)
     doublings = np.log2(np.maximum(n_nodes / 2.0, 1.0))
-    fixed_s = c[f"{op.variant}_s"] + np.where(n_nodes > 1, c["node_s"], 0.0) + c["hop_s"] * doublings
+    fixed_s = c[f"{op.variant}_s"] + np.where(outside > 1, c["node_s"], 0.0) + c["hop_s"] * doublings
     limits = {"memory": copy_s, "link": np.maximum(infiniband_s, nvlink_s)}
     return _timed(op, busy_s, fixed_s, limits, cluster, fit)
 

@@ -22,6 +22,9 @@ Array = NDArray[np.float64]
 #: it takes BF16 activations and converts them first.
 BARE = ("cublas", "cublaslt", "cutlass", "deepgemm", "deep_gemm")
 
+#: How the modes of an exchange by DeepEP's first version end.
+FIRST = "_2025_02"
+
 #: GPUs of one node in every cluster of the catalogue.
 PER_NODE = 8.0
 
@@ -149,13 +152,15 @@ def collective(op: str, c: Columns, element_bytes: Num, format: str = "bf16") ->
 def exchange(op: str, c: Columns, mode: str | NDArray[np.str_], format: str = "") -> Op:
     """``ep_dispatch`` (FP8 with a scale per 128 unless ``format`` says otherwise) or ``ep_combine`` (BF16).
 
-    ``mode`` is normal or low_latency, one for all rows or one each. Groups fill whole nodes of eight where ``n_nodes``
+    ``mode`` is normal or low_latency, one for all rows or one each, or normal_2025_02 or low_latency_2025_02, for all,
+    the kernels of DeepEP's first version. Groups fill whole nodes of eight where ``n_nodes``
     is zero; the wait in which devices agree on sizes is not included.
     """
     n_nodes = np.where(np.asarray(c["n_nodes"]) > 0, c["n_nodes"], np.ceil(c["n_gpus"] / PER_NODE))
     shape = {name: c[name] for name in ("n_tokens", "hidden", "top_k", "n_experts", "n_gpus", "n_sms")}
-    fast = np.zeros_like(c["n_gpus"]) + (mode == "low_latency")
-    shape |= {"n_gpus_per_node": c["n_gpus"] / n_nodes, "mode": fast}
+    fast = np.zeros_like(c["n_gpus"]) + np.char.startswith(mode, "low_latency")
+    first = 1.0 if np.all(np.char.endswith(mode, FIRST)) else 0.0
+    shape |= {"n_gpus_per_node": c["n_gpus"] / n_nodes, "mode": fast, "first": first}
     # DeepEP's benchmark ranks as many groups of experts as there are nodes, and its low-latency one none.
     shape["n_group"] = np.where(fast > 0, 1.0, n_nodes)
     shape["topk_group"] = np.minimum(c["max_nodes"], shape["n_group"])

@@ -40,6 +40,9 @@ class CaseKind:
 
 
 _STREAMS = {"n_streams": 4.0, "sinkhorn_iters": 20.0}
+#: Modes of an exchange of experts; the latter two are those of DeepEP's first version.
+EXCHANGE_MODES = ("normal", "low_latency", "normal_2025_02", "low_latency_2025_02")
+
 _EITHER = ("", "forward", "backward")
 _LATENT = {"kv_lora_rank": 512.0, "qk_nope_head_dim": 128.0, "qk_rope_head_dim": 64.0, "v_head_dim": 128.0}
 _HEADS = {"kv_heads": "heads", "v_head_dim": "head_dim"}
@@ -183,8 +186,8 @@ def text_problem(kind: CaseKind, text: Mapping[str, str]) -> str:
         known = [v for v in kind.variants if v]
         remedy = nearest(text["variant"], known) if known else "leave it empty"
         return f"variant: {text['variant'] or 'empty'!r} of {op} is not modelled; {remedy}"
-    if op.startswith("ep_") and text["mode"] not in ("", "normal", "low_latency"):
-        return f"mode: unknown {text['mode']!r}; choose one of normal, low_latency"
+    if op.startswith("ep_") and text["mode"] not in ("", *EXCHANGE_MODES):
+        return f"mode: unknown {text['mode']!r}; choose one of {', '.join(EXCHANGE_MODES)}"
     if op == "gather" and text["tier"] not in ("", "hbm", "host", "nvme"):
         return f"tier: unknown {text['tier']!r}; choose one of hbm, host, nvme"
     if text["variant"] == "cpu_copy" and text["tier"] not in ("", "host"):

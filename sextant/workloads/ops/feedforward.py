@@ -90,13 +90,15 @@ def router(place: Place, m: Num, model) -> list[Op]:
 
 
 def exchange(
-    place: Place, model, recipe: Recipe, m: Num, mode: float, n_slots: Num, n_sms: Num, skew: Skew = BALANCED
-) -> list[Op]:
+    place: Place, model, recipe: Recipe, m: Num, mode: float, first: float, n_slots: Num, n_sms: Num,
+    skew: Skew = BALANCED,
+) -> list[Op]:  # fmt: skip
     """Dispatch and combine of ``m`` tokens per device; the backward pass of each is the other one.
 
     Backward of the combine sends output gradients to the experts (a dispatch, FP8 in an FP8 recipe); backward of the
     dispatch sums input gradients (a combine, BF16). In normal mode the devices first agree on sizes (``notify``);
-    ``n_sms`` SMs copy. With a ``skew`` the operators are those of the most loaded GPU.
+    ``n_sms`` SMs copy; ``first`` (0 or 1): by the kernels of DeepEP's first version. With a ``skew`` the operators are
+    those of the most loaded GPU.
     """
     sends = [("dispatch", "dispatch", recipe.dispatch, "forward"), ("combine", "combine", recipe.combine, "forward")]
     if place.training:
@@ -106,7 +108,7 @@ def exchange(
         ]
     shape = {
         "n_tokens": m, "hidden": model.hidden_size, "top_k": model.num_experts_per_tok, "n_gpus": 1.0,
-        "n_experts": model.n_routed_experts, "n_slots": n_slots, **groups(model), "mode": mode,
+        "n_experts": model.n_routed_experts, "n_slots": n_slots, **groups(model), "mode": mode, "first": first,
         "n_gpus_per_node": 1.0, "notify": 1.0 - mode, "n_sms": n_sms, "hot_gpu": skew.gpu, "hot_node": skew.node,
     }  # fmt: skip
     return [
