@@ -149,14 +149,18 @@ def judged(device: str = "h200", prefix: str = "", folder: Path | None = None) -
 
 def kernel_errors(device: str = "h200", prefix: str = "", folder: Path | None = None) -> list[dict[str, object]]:
     """mHC's and Engram's kernels inside the profiled passes that fetch nothing: {case, kernel, runs, measured_s,
-    predicted_s, error}, per run."""
+    predicted_s, error}, per run. A kernel's measured seconds are those that it takes of the pass, the gap behind it
+    included, as in the graphs of one kernel that predictions are fitted to."""
     known = {case.name: case for case in engram_cases.cases()}
+    profiled = [row for row in rows(device, folder, kernels=True) if row["way"] == "none"]
+    gaps = _gaps_s(profiled, device, folder)
     sums: dict[tuple[str, str], list[float]] = {}
-    for row in rows(device, folder, kernels=True):
+    for row in profiled:
         operators = [name for name, kernels in _KERNELS.items() if row["kernel"] in kernels]
-        if row["way"] == "none" and operators and row["case"].startswith(prefix):
+        if operators and row["case"].startswith(prefix):
             total = sums.setdefault((row["case"], operators[0]), [0.0, 0.0])
-            total[0], total[1] = float(row["count"]), total[1] + 1e-6 * float(row["us"])
+            count = float(row["count"])
+            total[0], total[1] = count, total[1] + 1e-6 * float(row["us"]) + count * gaps[row["case"]]
     found: list[dict[str, object]] = []
     for (name, kind), (runs, seconds) in sums.items():
         cluster = whole_models.scenario_of(known[name], device, cool=True).cluster
@@ -166,6 +170,17 @@ def kernel_errors(device: str = "h200", prefix: str = "", folder: Path | None = 
             {"case": name, "kernel": kind, "runs": runs, "measured_s": measured, "predicted_s": guess,
              "error": guess / measured - 1.0}
         )  # fmt: skip
+    return found
+
+
+def _gaps_s(profiled: list[dict[str, str]], device: str, folder: Path | None) -> dict[str, float]:
+    """By case the mean seconds between two kernels of its pass: the pass less its kernels, over their number."""
+    found: dict[str, float] = {}
+    for row in rows(device, folder):
+        if row["way"] == "none" and not row["error"]:
+            kernels = [each for each in profiled if each["case"] == row["case"]]
+            run_s = 1e-6 * sum(float(each["us"]) for each in kernels)
+            found[row["case"]] = (1e-6 * float(row["us"]) - run_s) / sum(float(each["count"]) for each in kernels)
     return found
 
 
