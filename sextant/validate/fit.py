@@ -139,7 +139,7 @@ def fit_exchanges(rows: Sequence[Row], device: Device, source: str) -> list[Fitt
     """The exchange of experts, normal and low latency, from rows of several node counts; the errors are those of
     leaving out one count after the other. The device needs the block ``collective``."""
     own = [{**row, "nvlink_bytes_per_s": _nvlink_bytes_per_s(device)} for row in rows]
-    modes = [[row for row in own if row["mode"] == mode] for mode in ("normal", "low_latency")]
+    modes = [[row for row in own if row.get("mode") == mode] for mode in ("normal", "low_latency")]
     return [fit_exchange(part, device, source) for part in modes if part]
 
 
@@ -210,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [row for path in given.rows for row in read_rows(path)]
         source = given.source or "; ".join(origin(path) for path in given.rows)
         fitted = FITTERS[given.kind](rows, device, source)
+        if not fitted:
+            raise InputError(f"no rows of {given.kind} in {', '.join(given.rows)}; check column 'op'")
         write_fits(
             given.out,
             {

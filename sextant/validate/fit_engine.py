@@ -44,11 +44,11 @@ def fit_engine(rows: Sequence[Row], device: Device, source: str = "") -> list[Fi
     """All blocks that the rows show. InputError where there are none, or where nothing was measured twice."""
     found = []
     for name, work in HOST.items():
-        if mine := [row for row in rows if row["work"] == work]:
+        if mine := [row for row in rows if row.get("work") == work]:
             bounds = _PER_UNIT.get(name, _LINE)
             n = np.ones(len(mine)) if name == "engine_layer" else column(mine, "n")
             found.append(_host(name, n, column(mine, "us") * 1e-6, bounds, source))
-    sampled = [row for row in rows if row["work"] == SAMPLER and float(row["n"]) >= _FEWEST_SAMPLED]
+    sampled = [row for row in rows if row.get("work") == SAMPLER and float(row["n"]) >= _FEWEST_SAMPLED]
     if sampled:
         found.append(_sampled(sampled, device, source))
     if not found:

@@ -144,7 +144,8 @@ def fit_first(rows: Sequence[Row], device: Device, source: str = "") -> Fitted:
     ``rows`` are published rates (``bytes_per_s``) with ``nvlink_bytes_per_s``. Two coefficients are fitted, and nothing
     is held out: the interval is that of ``expert_exchange`` with what the fit leaves.
     """
-    rows = [published_row(row, float(row["nvlink_bytes_per_s"]), bytes_per_s=float(row["bytes_per_s"])) for row in rows]
+    rates = zip(rows, column(rows, "nvlink_bytes_per_s"), column(rows, "bytes_per_s"), strict=True)
+    rows = [published_row(row, float(nvlink), bytes_per_s=float(rate)) for row, nvlink, rate in rates]
     name, base = "expert_exchange_2025_02", fit_of(device, "expert_exchange")
     fixed = {key: float(value) for key, value in base.coefficients.items() if key not in _FIRST_BOUNDS}
     chosen = np.zeros(len(rows), dtype=bool)

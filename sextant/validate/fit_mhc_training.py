@@ -111,7 +111,8 @@ def fit_mhc_training(rows: Sequence[Row], device: Device, source: str = "") -> l
 
 def fit_mhc_backward(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitted]:
     """The two blocks of this package's fused gradients; errors as those of ``fit_mhc_training``."""
-    known = [row for row in rows if float(row["sinkhorn_iters"]) <= _MOST_ITERATIONS]
+    iterations = column(rows, "sinkhorn_iters")
+    known = [row for row, n in zip(rows, iterations, strict=True) if n <= _MOST_ITERATIONS]
     asked = {("mhc_post", "backward"): "mhc_post_backward", ("mhc_pre", "backward"): "mhc_pre_backward"}
     return _fit(asked, known, device, source)
 
