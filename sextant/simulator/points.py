@@ -30,7 +30,7 @@ def distinct(columns: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.intp], 
         return None
     mixed = np.zeros(n_points, dtype=np.uint64)
     for column in columns:
-        mixed = (mixed ^ np.ascontiguousarray(column).view(np.uint64)) * _MIXER
+        mixed = (mixed ^ np.ascontiguousarray(column, dtype=np.float64).view(np.uint64)) * _MIXER
         mixed ^= mixed >> np.uint64(29)
     _, first, which = np.unique(mixed, return_index=True, return_inverse=True)
     which = which.ravel()

@@ -176,6 +176,8 @@ def _ignored(scenario: Scenario) -> list[str]:
         f"load.routing: {load.routing} without routed experts": load.routing != "balanced"
         and bool(np.all(np.asarray(scenario.model.n_routed_experts) == 0)),
         "load.expert_tokens, which need load.routing: counts": bool(load.expert_tokens) and load.routing != "counts",
+        f"plan.exchange: {plan.exchange} without routed experts": plan.exchange != "deepep"
+        and bool(np.all(np.asarray(scenario.model.n_routed_experts) == 0)),
         "plan.early_sends: sends block": plan.early_sends and plan.blocking_sends,
         "plan.hyper_connections: a residual of one stream": plan.hyper_connections != "fused"
         and bool(np.all(np.asarray(scenario.model.n_streams) <= 1)),

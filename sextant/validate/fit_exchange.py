@@ -49,10 +49,7 @@ LOW_LATENCY_BOUNDS = {
 }
 
 #: What differs in DeepEP's first version.
-_FIRST_BOUNDS = {
-    "sm_bytes_per_s": Bounds(start=1e10, low=1e9, high=1e11),
-    "combine_copies": Bounds(start=1.0, low=0.5, high=3.0),
-}
+_FIRST_BOUNDS = {"overlap": Bounds(start=3.0, low=1.0, high=20.0)}
 
 #: GPUs of a measured node, all on one NVLink switch.
 NVLINK_GPUS = 8
@@ -139,15 +136,16 @@ def _solve(rows: Sequence[Row], device: Device, test: NDArray[np.bool_], source:
 
 
 def fit_first(rows: Sequence[Row], device: Device, source: str = "") -> Fitted:
-    """``expert_exchange_2025_02``: DeepEP's first version between nodes, all but the copying as in ``expert_exchange``.
+    """``expert_exchange_2025_02``, DeepEP's first version between nodes: ``expert_exchange``, where InfiniBand and the
+    copies into NVLink hold each other up.
 
-    ``rows`` are published rates (``bytes_per_s``) with ``nvlink_bytes_per_s``. Two coefficients are fitted, and nothing
+    ``rows`` are published rates (``bytes_per_s``) with ``nvlink_bytes_per_s``. One coefficient is fitted, and nothing
     is held out: the interval is that of ``expert_exchange`` with what the fit leaves.
     """
     rates = zip(rows, column(rows, "nvlink_bytes_per_s"), column(rows, "bytes_per_s"), strict=True)
     rows = [published_row(row, float(nvlink), bytes_per_s=float(rate)) for row, nvlink, rate in rates]
     name, base = "expert_exchange_2025_02", fit_of(device, "expert_exchange")
-    fixed = {key: float(value) for key, value in base.coefficients.items() if key not in _FIRST_BOUNDS}
+    fixed = {key: float(value) for key, value in base.coefficients.items()}
     chosen = np.zeros(len(rows), dtype=bool)
     found = solve(
         name, _FIRST_BOUNDS, lambda fit, _: predict_exchange(rows, with_fit(device, name, fit)),

@@ -71,11 +71,12 @@ PARTS: Mapping[str, Mapping[str, Mapping[str, Bounds]]] = {
         },
         "apply": {
             "apply_floor_s": _FLOOR, "apply_efficiency": _EFFICIENCY,
-            "apply_dirty": Bounds(start=1.0, low=0.1, high=2.0), "apply_written": Bounds(start=0.3, low=0.0, high=1.0),
+            "apply_dirty": Bounds(start=0.8, low=0.1, high=1.0), "apply_written": Bounds(start=0.3, low=0.0, high=1.0),
         },
         "sinkhorn": {
-            "map_floor_s": Bounds(start=2e-6, low=1e-6, high=1e-5), "map_s": Bounds(start=5e-6, low=0.0, high=3e-5),
+            "map_floor_s": Bounds(start=2e-6, low=1e-6, high=1e-5),
             "map_iteration_s": Bounds(start=3e-7, low=0.0, high=5e-6),
+            "spilled_iteration_s": Bounds(start=5e-7, low=0.0, high=5e-6),
             "token_s": Bounds(start=1e-7, low=0.0, high=2e-6),
             "token_iteration_s": Bounds(start=5e-9, low=0.0, high=1e-7),
         },
@@ -93,9 +94,6 @@ _COMPUTE = {
     "mhc_pre_backward": mhc_training.fused_backward,
 }  # fmt: skip
 
-#: Rows that the fused gradients are fitted to: with 40 iterations the sums that are kept no longer fit the registers.
-_MOST_ITERATIONS = 20.0
-
 
 def fit_mhc_training(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitted]:
     """The three blocks of the released kernels, as far as there are rows; ``device`` holds the block ``memory``.
@@ -111,10 +109,8 @@ def fit_mhc_training(rows: Sequence[Row], device: Device, source: str = "") -> l
 
 def fit_mhc_backward(rows: Sequence[Row], device: Device, source: str = "") -> list[Fitted]:
     """The two blocks of this package's fused gradients; errors as those of ``fit_mhc_training``."""
-    iterations = column(rows, "sinkhorn_iters")
-    known = [row for row, n in zip(rows, iterations, strict=True) if n <= _MOST_ITERATIONS]
     asked = {("mhc_post", "backward"): "mhc_post_backward", ("mhc_pre", "backward"): "mhc_pre_backward"}
-    return _fit(asked, known, device, source)
+    return _fit(asked, rows, device, source)
 
 
 def _fit(asked: Mapping[tuple[str, str], str], rows: Sequence[Row], device: Device, source: str) -> list[Fitted]:

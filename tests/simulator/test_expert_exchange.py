@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,7 +35,7 @@ DEVICE = Device(
     name="h800", peak_flops_per_s={"bf16": 989e12}, n_sms=132.0, l2_bytes=50e6, launch_s=1.5e-6, power_w=700.0,
     price_usd_per_h=2.0, kernels={
         "expert_exchange": NORMAL, "expert_exchange_low_latency": FAST,
-        "expert_exchange_2025_02": paths.put(NORMAL, "coefficients.sm_bytes_per_s", 1e10),
+        "expert_exchange_2025_02": replace(NORMAL, coefficients={**NORMAL.coefficients, "overlap": 2.4}),
     },
     memories={"hbm": Memory(capacity_bytes=80e9, bandwidth_bytes_per_s=3.35e12)},
 )  # fmt: skip
@@ -135,11 +137,9 @@ def test_the_first_version_was_slower_between_nodes_and_the_same_within_one(case
 def test_an_array_of_the_first_version_is_its_scalars() -> None:
     rng = np.random.default_rng(4)
     case = {"n_tokens": rng.integers(1, 8192, 60) * 1.0, "n_gpus": rng.choice([1.0, 8.0, 16.0, 64.0], 60),
-            "mode": rng.choice([0.0, 1.0], 60)}  # fmt: skip
-    whole = time({**case, "first": 1.0}, ("combine", "bf16"))
-    singles = [
-        time({"first": 1.0, **{k: float(v[i]) for k, v in case.items()}}, ("combine", "bf16")) for i in range(60)
-    ]
+            "mode": rng.choice([0.0, 1.0], 60), "first": rng.choice([0.0, 1.0], 60)}  # fmt: skip
+    whole = time(case, ("combine", "bf16"))
+    singles = [time({k: float(v[i]) for k, v in case.items()}, ("combine", "bf16")) for i in range(60)]
     for end in ("seconds", "low", "high"):
         assert np.allclose(getattr(whole, end), [getattr(one, end) for one in singles], rtol=1e-12)
 
@@ -155,7 +155,9 @@ def test_a_group_beyond_the_only_tier_and_an_unknown_variant_are_refused() -> No
     assert time({"n_tokens": 1.0, "n_gpus": 8.0}, ("dispatch", "bf16"), one_tier).seconds > 0
     with pytest.raises(InputError, match="2 nodes needs two"):
         time({"n_tokens": 1.0, "n_gpus": 16.0}, ("dispatch", "bf16"), one_tier)
-    with pytest.raises(InputError, match="2 nodes needs two"):
-        time({"n_tokens": 1.0, "n_gpus": 8.0, "mode": 1.0, "first": 1.0}, ("dispatch", "bf16"), one_tier)
+    first = {"n_tokens": 1.0, "n_gpus": 8.0, "mode": 1.0, "first": 1.0}
+    with pytest.raises(InputError, match="second tier of links, and cluster 'h800' has one; use deepep"):
+        time(first, ("dispatch", "bf16"), one_tier)
+    assert time({**first, "n_gpus": 1.0}, ("dispatch", "bf16"), one_tier).seconds == 0.0
     with pytest.raises(InputError, match="did you mean 'dispatch'"):
         time({"n_tokens": 1.0, "n_gpus": 8.0}, ("dispatsh", "bf16"))

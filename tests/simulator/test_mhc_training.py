@@ -46,9 +46,8 @@ def time(kind: str, variant: str, m: Num, width: Num, n: Num = 4.0, iterations: 
 
 
 def rows_of(kind: str, variant: str):
-    """Rows of a block; of the fused gradients those of up to 20 iterations."""
     if variant == "backward":
-        return [row for row in FUSED_ROWS if row["op"] == kind and int(row["sinkhorn_iters"]) <= 20]
+        return [row for row in FUSED_ROWS if row["op"] == kind]
     direction = "backward" if variant.endswith("backward") else "forward"
     return [row for row in ROWS if (row["op"], row["direction"]) == (kind, direction)]
 
@@ -102,14 +101,23 @@ def test_measured_times_of_fused_gradients(name: str, n: int, most: float) -> No
     assert found.provenance == "fitted"
 
 
-def test_with_40_iterations_the_fused_mappings_take_longer_than_predicted() -> None:
-    """The sums that are kept no longer fit the registers: rows that no fit has, told in the module."""
-    rows = [row for row in FUSED_ROWS if row["op"] == "mhc_pre" and row["sinkhorn_iters"] == "40"]
-    sides, us = columns(rows, "mhc_pre"), column(rows, "us")
-    found = time("mhc_pre", "backward", sides["n_tokens"], sides["hidden"], 4.0, 40.0)
-    longer = us / (1e6 * np.asarray(found.seconds))
-    assert len(rows) == 5
-    assert 1.05 < longer.min() < longer.max() < 1.15
+def test_the_mappings_iterations_cost_more_once_their_sums_leave_the_registers() -> None:
+    """Of 4,096 tokens ten iterations more take 3 us up to 20, and 10 us beyond."""
+    c = own_fits("h100")["mhc_pre_backward"].coefficients
+    shape = {"n_tokens": 4096.0, "hidden": 2560.0, "n_streams": 4.0}
+    us = [
+        1e6 * float(mhc_training.fused_backward({**shape, "sinkhorn_iters": n}, c, H100.device).sinkhorn)
+        for n in (10.0, 20.0, 30.0, 40.0)
+    ]
+    assert np.diff(us) == pytest.approx([3.0, 10.0, 12.0], abs=1.5)
+
+
+def test_streams_between_those_measured_have_a_wider_interval_and_are_assumed() -> None:
+    for kind in ("mhc_pre", "mhc_post"):
+        there, between = (time(kind, "backward", 4096.0, 2560.0, n) for n in (4.0, 5.0))
+        assert there.provenance == "fitted" and between.provenance == "assumed"
+        assert between.low / between.seconds == pytest.approx(0.75 * there.low / there.seconds)
+        assert between.high / between.seconds == pytest.approx(1.33 * there.high / there.seconds)
 
 
 def test_fused_gradients_were_compared_with_a_reference() -> None:
@@ -122,7 +130,7 @@ def test_fused_gradients_were_compared_with_a_reference() -> None:
     ("mhc_pre_training", mhc_training.forward, {"product": 0.05, "apply": 0.08, "sinkhorn": 0.05, "small": 0.05}),
     ("mhc_pre_training_backward", mhc_training.backward,
      {"product": 0.05, "apply": 0.08, "sinkhorn": 0.05, "small": 0.05}),
-    ("mhc_pre_backward", mhc_training.fused_backward, {"product": 0.04, "apply": 0.015, "sinkhorn": 0.05}),
+    ("mhc_pre_backward", mhc_training.fused_backward, {"product": 0.04, "apply": 0.025, "sinkhorn": 0.05}),
 ])  # fmt: skip
 def test_every_part_is_as_measured(name: str, compute, limits) -> None:
     kind, variant, _ = BLOCKS[name]

@@ -137,3 +137,14 @@ def test_arrays_are_their_scalars_and_fractions_lie_between() -> None:
         assert (np.asarray(whole[0])[i], np.asarray(whole[1])[i]) == (one[0], one[1])
     six, half, seven = (destinations({**V3, "top_k": k, "n_gpus": 64.0})[1] for k in (6.0, 6.5, 7.0))
     assert half == pytest.approx((six + seven) / 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int64, np.bool_])
+def test_many_points_of_another_type_are_the_same_points(dtype) -> None:
+    """Equal points are looked for by their bits: those of doubles, whatever is given."""
+    shape = {**V3, "n_gpus": 64.0, "n_gpus_per_node": 8.0}
+    values = (np.arange(600) % 3).astype(dtype)
+    found = destinations({**shape, "topk_group": 1 + values})
+    alone = destinations({**shape, "topk_group": 1.0 + values.astype(float)})
+    for one, other in zip(found, alone, strict=True):
+        assert np.array_equal(np.broadcast_to(one, (600,)), np.broadcast_to(other, (600,)))

@@ -98,33 +98,39 @@ def first_rows() -> list[Row]:
     return [{**row, "nvlink_bytes_per_s": NVLINK_H800} for row in read_rows(path)]
 
 
-def test_what_the_first_version_published_tells_its_copying() -> None:
-    """Two coefficients for four rates, each within 4.5%: its SMs copy at 0.43 of the later pace, and a combine's copies
-    cost what a dispatch's do."""
+def test_what_the_first_version_published_tells_how_it_overlapped() -> None:
+    """One coefficient for six rates, 3.4% off in the mean and at most 10%: with the later maximum 13%, with
+    a worse share of InfiniBand alone 7%."""
     later, shipped = (own_fits("h100")[name] for name in ("expert_exchange", "expert_exchange_2025_02"))
     found = fit_first(first_rows(), device("h100"))
     assert found.fit.coefficients == pytest.approx(dict(shipped.coefficients), rel=1e-4)
     assert (found.fit.low, found.fit.high) == pytest.approx((shipped.low, shipped.high), rel=1e-4)
-    assert found.training.mape < 0.025 and max(abs(found.training.low - 1), abs(found.training.high - 1)) < 0.045
-    changed = {k for k, v in later.coefficients.items() if shipped.coefficients[k] != v}
-    assert changed == {"sm_bytes_per_s", "combine_copies"}
-    assert shipped.coefficients["sm_bytes_per_s"] == pytest.approx(
-        0.43 * later.coefficients["sm_bytes_per_s"], rel=0.01
-    )
-    assert shipped.coefficients["combine_copies"] == pytest.approx(1.0, abs=0.01)
-    texts = {f.metric: f.value for f in published.figures() if f.id.startswith("deepep.normal_initial.ep64")}
-    assert {f"{row['op']}_bytes_per_s": float(row["bytes_per_s"]) for row in first_rows()[2:]} == texts
+    assert {**later.coefficients, "overlap": shipped.coefficients["overlap"]} == dict(shipped.coefficients)
+    assert shipped.coefficients["overlap"] == pytest.approx(2.36, abs=0.01)
+    rows = [published_row(row, NVLINK_H800, bytes_per_s=float(row["bytes_per_s"])) for row in first_rows()]
+    measured_s = 1e-6 * column(rows, "us")
+
+    def off(**changed: float) -> np.ndarray:
+        fit = replace(shipped, coefficients={**later.coefficients, **changed})
+        return np.abs(predict_exchange(rows, with_fit(device("h100"), "expert_exchange_2025_02", fit)) / measured_s - 1)
+
+    assert off(**shipped.coefficients).mean() < 0.035 and off(**shipped.coefficients).max() < 0.1
+    assert off().mean() > 0.12
+    assert min(off(infiniband_efficiency=share).mean() for share in np.linspace(0.6, 0.95, 36)) > 0.06
+    texts = {f.id: f.value for f in published.figures() if f.id.startswith("deepep.normal_initial.")}
+    ids = [f"deepep.normal_initial.ep{row['n_gpus']}.{row['op']}_bytes_per_s" for row in first_rows()]
+    assert {id: float(row["bytes_per_s"]) for id, row in zip(ids, first_rows(), strict=True)} == texts
 
 
 def test_low_latency_of_the_first_version_is_predicted_from_what_it_did() -> None:
-    """Everything over InfiniBand: dispatch within 0.6%, combine 4 to 7% too fast, by the later kernels' fit."""
+    """Everything over InfiniBand: dispatch within 0.7%, combine 4 to 7.5% too fast, by the later kernels' fit."""
     figures = [f for f in published.figures() if f.id.startswith("deepep.low_latency_initial.") and f.kernel]
     rows = [published_row(f.kernel.case, NVLINK_H800, seconds=f.value) for f in figures if f.kernel]
     error = predict_exchange(rows, device("h100")) / (1e-6 * column(rows, "us")) - 1.0
     dispatch = np.array([row["op"] == "ep_dispatch" for row in rows])
-    assert len(rows) == 8 and dispatch.sum() == 4
+    assert len(rows) == 12 and dispatch.sum() == 6
     assert np.abs(error[dispatch]).max() < 0.007
-    assert error[~dispatch].min() > -0.07 and error[~dispatch].max() < -0.035
+    assert error[~dispatch].min() > -0.076 and error[~dispatch].max() < -0.035
 
 
 def test_logical_bytes_are_those_that_deepep_counts() -> None:

@@ -10,7 +10,8 @@ Normal: a token crosses InfiniBand once per distinct other node, to the GPU of t
 once per distinct other GPU. The SMs that run the exchange copy each of these messages into NVLink; InfiniBand runs
 beside them, and the slower of the two decides. Combine is the way back, with the sums.
 Low latency: a message for every (token, expert) goes straight there, over NVLink within the node, InfiniBand beyond.
-The first version copied more slowly between nodes, and its low-latency messages went over InfiniBand all.
+In the first version InfiniBand and the copies into NVLink held each other up between nodes, and all low-latency
+messages went over InfiniBand.
 
 Rates are the links' bandwidths times fitted shares of the line rate. These take the place of ``Link.efficiency``, one
 number for all uses of a link, which is not used here: a worse fabric is a lower bandwidth.
@@ -57,21 +58,18 @@ def hop_bytes(shape: Mapping[str, Num], format: str) -> tuple[Num, Num]:
     low_latency = np.asarray(shape.get("mode", 0.0)) > 0
     outside = 1.0 - 1.0 / n_nodes
     messages = shape["top_k"] * shape.get("hot_gpu", 1.0)
-    if _is_first(shape):
-        sent = messages * (1.0 - 1.0 / np.maximum(shape["n_gpus"], 1.0))
-        infiniband = np.where(low_latency, sent, nodes * outside)
-    else:
-        infiniband = np.where(low_latency, messages, nodes) * outside
+    pure = low_latency & _is_first(shape)
+    sent = messages * np.where(pure, 1.0 - 1.0 / np.maximum(shape["n_gpus"], 1.0), outside)
+    infiniband = np.where(low_latency, sent, nodes * outside)
     # Forwarded within each node by a GPU that is itself the destination in one of per_node cases.
     forwarded = gpus * (1.0 - 1.0 / per_node)
-    direct = messages / n_nodes * (1.0 - 1.0 / per_node)
-    direct = 0.0 if _is_first(shape) else direct
+    direct = np.where(pure, 0.0, messages / n_nodes * (1.0 - 1.0 / per_node))
     return token_bytes * infiniband, token_bytes * np.where(low_latency, direct, forwarded)
 
 
-def _is_first(shape: Mapping[str, Num]) -> bool:
-    """Whether an exchange is one of the first version: all points of a shape, or none."""
-    return bool(np.all(np.asarray(shape.get("first", 0.0)) > 0))
+def _is_first(shape: Mapping[str, Num]) -> NDArray[np.bool_]:
+    """Where an exchange is one of the first version."""
+    return np.asarray(shape.get("first", 0.0)) > 0
 
 
 def work(shape: Mapping[str, Num], format: str, variant: str) -> Work:
@@ -94,9 +92,9 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
     found: Estimate | None = None
     if not low_latency.all():
         found = _normal(op, cluster, fit_of(device, "expert_exchange"))
-        between = np.asarray(nodes_of(op.shape)[0]) > 1
-        if _is_first(op.shape) and between.any():
-            found = _either(between, _normal(op, cluster, fit_of(device, "expert_exchange_2025_02")), found)
+        first = _is_first(op.shape) & (np.asarray(nodes_of(op.shape)[0]) > 1)
+        if first.any():
+            found = _either(first, _normal(op, cluster, fit_of(device, "expert_exchange_2025_02")), found)
     if low_latency.any():
         fast = _low_latency(op, cluster, fit_of(device, "expert_exchange_low_latency"))
         found = fast if found is None else _either(low_latency, fast, found)
@@ -121,7 +119,7 @@ def _normal(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
     copied by one SM: one per distinct GPU), node_copies (more per distinct node of several), combine_copies (what a
     copy costs in a combine between nodes, which adds), dispatch_s, combine_s (fixed), hop_s (each doubling of the
     nodes beyond two), chunk_s (of a pipeline that is divided as well as possible, see ``collective``), notify_s,
-    notify_hop_s (between nodes only)."""
+    notify_hop_s (between nodes only), overlap (the norm by which InfiniBand and copies add; absent: the slower one)."""
     c, s = fit.coefficients, op.shape
     n_nodes, _ = nodes_of(s)
     inner, outer = links(cluster, n_nodes)
@@ -135,7 +133,10 @@ def _normal(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
     fixed_s = c[f"{op.variant}_s"] + c["hop_s"] * doublings
     waits = np.where(n_nodes > 1, s.get("notify", 0.0), 0.0)
     fixed_s = fixed_s + waits * (c["notify_s"] + c["notify_hop_s"] * doublings)
-    busy_s = np.maximum(infiniband_s, push_s)
+    if "overlap" in c:
+        busy_s = (infiniband_s ** c["overlap"] + push_s ** c["overlap"]) ** (1.0 / c["overlap"])
+    else:
+        busy_s = np.maximum(infiniband_s, push_s)
     busy_s = busy_s + 2.0 * np.sqrt(c["chunk_s"] * busy_s)
     link_s = np.maximum(infiniband_s, nvlink_s)
     return _timed(op, busy_s, fixed_s, {"memory": copy_s, "link": link_s}, cluster, fit)
@@ -157,8 +158,13 @@ def _low_latency(op: Op, cluster: Cluster, fit: KernelFit) -> Estimate:
     link), dispatch_s, combine_s (fixed), node_s (more when the group spans nodes), hop_s (each doubling beyond two)."""
     c = fit.coefficients
     n_nodes, _ = nodes_of(op.shape)
-    outside = np.maximum(n_nodes, 2.0) if _is_first(op.shape) else n_nodes
-    inner, outer = links(cluster, outside)
+    outside = np.where(_is_first(op.shape) & (np.asarray(op.shape["n_gpus"]) > 1), np.maximum(n_nodes, 2.0), n_nodes)
+    if len(cluster.tiers) < 2 and np.any(outside > n_nodes):
+        raise InputError(
+            f"exchange: deepep_2025_02 sends the messages of decoding over a second tier of links, and cluster "
+            f"{cluster.name!r} has one; use deepep"
+        )
+    inner, outer = links(cluster, n_nodes)
     infiniband, nvlink = hop_bytes(op.shape, op.format)
     infiniband_s = infiniband / (outer.bandwidth_bytes_per_s * c["infiniband_efficiency"])
     nvlink_s = nvlink / (inner.bandwidth_bytes_per_s * c["nvlink_efficiency"])

@@ -50,7 +50,9 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         parts = StreamSeconds(total=total_s, memory=memory_s, launch=launch_s)
     else:
         parts = corrected_stream_seconds(moved, op.shape, fit, device)
-    return Estimate(
+    found = Estimate(
         seconds=parts.total, low=parts.total * fit.low, high=parts.total * fit.high,
         limits={"memory": parts.memory, "launch": parts.launch}, provenance=fit.provenance,
     )  # fmt: skip
+    fused = op.variant == "backward"
+    return mhc_training.widened(found, mhc_training.between(op.shape["n_streams"])) if fused else found

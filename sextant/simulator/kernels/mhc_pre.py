@@ -104,11 +104,13 @@ def _training(op: Op, device: Device) -> Estimate:
     parts, math_s = _TRAINING[op.variant](op.shape, fit.coefficients, device), _math_s(op, device)
     parts = replace(parts, product=np.maximum(parts.product, math_s))
     seconds = np.maximum(parts.total, _least_s(op, device))
-    return Estimate(
+    found = Estimate(
         seconds=seconds, low=seconds * fit.low, high=seconds * fit.high,
         limits={"math": math_s, "memory": parts.product + parts.apply, "launch": parts.sinkhorn + parts.small},
         provenance=fit.provenance,
     )  # fmt: skip
+    fused = op.variant == "backward"
+    return mhc_training.widened(found, mhc_training.between(op.shape["n_streams"])) if fused else found
 
 
 def _parts(shape: Mapping[str, Num], what: Stream, fit: KernelFit, device: Device) -> tuple[Num, Num]:

@@ -27,7 +27,8 @@ makes those of the mappings, the product adds to the residual's gradient all tha
     apply_dirty, apply_written            of its bytes up to a share of the L2 capacity, what is written back besides:
                           the lines that they replace
     map_floor_s           launch of the second kernel
-    map_s, map_iteration_s                its latency, and per iteration of Sinkhorn
+    map_iteration_s, spilled_iteration_s  its latency per iteration of Sinkhorn; more for each beyond 20, whose sums the
+                          registers no longer hold
     token_s, token_iteration_s            an SM's time for a token, and per iteration
 
 The fused gradient of ``mhc_post``: ``floor_s``; ``efficiency``, of its bytes; ``value_s``, an SM's time for one of the
@@ -37,11 +38,12 @@ n^2 products of a value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sextant.simulator.types import Device, Num
+from sextant.simulator.types import Device, Estimate, Num
 
 #: Tokens that an SM holds at once in Sinkhorn's backward kernel: 8,192 on 132 SMs take as long as 1,024, 16,384 twice
 #: as long.
@@ -52,6 +54,13 @@ _MAPPINGS, _VALUES = 24.0, 16.0
 
 #: How sharply latency and bytes of the forward product change places, and latency and work of the fused mappings.
 _POWER, _MAP_POWER = 8.0, 4.0
+
+#: Iterations whose sums the fused kernel of the mappings keeps in registers: 20 were measured to be few, 40 many.
+_HELD_ITERATIONS = 20.0
+
+#: Numbers of streams that the fused gradients were measured with, and how much wider the interval is of others: kernels
+#: of powers of two do not run them.
+FUSED_STREAMS, BETWEEN_LOW, BETWEEN_HIGH = (2.0, 4.0, 8.0), 0.75, 1.33
 
 #: Mappings that the fused product pads a token's to at least, and those of four streams.
 _FEWEST_LANES, _FEW_LANES = 16.0, 32.0
@@ -117,13 +126,29 @@ def fused_backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Devic
     read_s = 2.0 * m * (3.0 * wide + width) / (bandwidth * c["product_efficiency"])
     multiplied_s = lane_s * lanes * m * wide / device.n_sms
     iterations = _values(shape)
-    latency_s = c["map_s"] + c["map_iteration_s"] * iterations
+    spilled = np.maximum(1.0 - _HELD_ITERATIONS / np.maximum(shape["sinkhorn_iters"], 1.0), 0.0) * iterations
+    latency_s = c["map_iteration_s"] * iterations + c["spilled_iteration_s"] * spilled
     worked_s = (c["token_s"] + c["token_iteration_s"] * iterations) * m / device.n_sms
+    mapped_s = (latency_s**_MAP_POWER + worked_s**_MAP_POWER) ** (1.0 / _MAP_POWER)
     return Parts(
         product=c["product_stream_s"] * shape["n_streams"] + np.maximum(read_s, multiplied_s),
-        apply=c["apply_floor_s"] + (read + written_back) / (bandwidth * c["apply_efficiency"]),
-        sinkhorn=c["map_floor_s"] + (latency_s**_MAP_POWER + worked_s**_MAP_POWER) ** (1.0 / _MAP_POWER), small=0.0,
+        apply=np.maximum(c["apply_floor_s"], device.launch_s)
+        + (read + written_back) / (bandwidth * c["apply_efficiency"]),
+        sinkhorn=np.maximum(c["map_floor_s"], device.launch_s) + mapped_s, small=0.0,
     )  # fmt: skip
+
+
+def between(n_streams: Num) -> NDArray[np.bool_]:
+    """Where a number of streams lies between those that the fused gradients were measured with."""
+    return ~np.isin(np.asarray(n_streams), FUSED_STREAMS)
+
+
+def widened(found: Estimate, where: NDArray[np.bool_]) -> Estimate:
+    """``found`` with the interval of what was not measured ``where`` it was not."""
+    if not where.any():
+        return found
+    low, high = np.where(where, BETWEEN_LOW, 1.0), np.where(where, BETWEEN_HIGH, 1.0)
+    return replace(found, low=found.low * low, high=found.high * high, provenance="assumed")
 
 
 def fused_post_backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> tuple[Num, Num]:

@@ -4,8 +4,8 @@ Backward of ``mhc_pre`` three kernels: the gradients of H_pre, which read the re
 input; those of the mappings and of what makes them (sigmoid, Sinkhorn, norm), a few numbers per token; and one that
 makes the gradient of the residual through H_pre, the mappings and the norm, adds what ``mhc_post`` left of it, and sums
 that of the weights in the same reading of the residual. Backward of ``mhc_post`` one kernel. Tensors are bf16
-[tokens, streams, hidden]; mappings, weights and their gradients fp32. Gradients of weights are added to what is there,
-as over micro-batches.
+[tokens, streams, hidden] of 2, 4 or 8 streams; mappings, weights and their gradients fp32. Gradients of weights are
+added to what is there, as over micro-batches.
 """
 
 # pyright: reportIndexIssue=false
