@@ -183,9 +183,8 @@ def _build(
             # A fault inside a model file stays at its place there.
             problems += [place.problem(p.message) if place and not p.path else p for p in error.problems]
     edits = {p: e for p, e in entries.items() if p.partition(".")[0] in BLOCKS and p not in (*BASED, _DEVICE)}
-    for path, entry in edits.items():
-        if path not in point:
-            _edit(records, path, entry.raw, entry, catalogue, problems)
+    for path, entry in edits.items():  # also what an axis then replaces: a wrong value is told wherever it stands
+        _edit(records, path, entry.raw, entry, catalogue, problems)
     for path, value in point.items():
         if path not in (*BASED, _DEVICE):
             _edit(records, path, value, entries.get(f"axes.{path}", entries.get(path)), catalogue, problems)

@@ -107,6 +107,7 @@ EXPECTED: dict[str, list[tuple[int, int, str] | tuple[int, int, str, str]]] = {
         (2, 45, "cluster.device.memories: expected fields, got '80 GB'; set one of its own fields (hbm,"),
     ],
     "refused_by_the_record": [(1, 41, "model.hidden_size: hidden_size must be even, got 7167; correct the value")],
+    "replaced_by_an_axis": [(4, 18, "plan.pipeline: expected a number, got 'many'; write digits only")],
     "scalar_axis": [(5, 16, "axes.plan.tensor: expected the values of an axis, got 8")],
     "scalar_for_list": [(4, 19, "plan.recompute: expected a list, got 'mlp'; write ['mlp']")],
     "seed_is_negative": [(4, 7, "seed: must not be negative, got -1; write 0 or more")],
