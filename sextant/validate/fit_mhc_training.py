@@ -139,12 +139,11 @@ def part_s(row: Row) -> dict[str, float]:
 
 
 def _fit_post(name: str, rows: Sequence[Row], device: Device, source: str) -> Fitted:
-    bounds, fixed = _FUSED_POST, {}
+    bounds: Mapping[str, Bounds] = _FUSED_POST
+    fixed: dict[str, float] = {}
     if name == "mhc_post_training_backward":
-        bounds, fixed = (
-            _RELEASED_POST,
-            {**_POST_FIXED, "floor_s": float(fit_of(device, "memory").coefficients["floor_s"])},
-        )
+        bounds = _RELEASED_POST
+        fixed = {**_POST_FIXED, "floor_s": float(fit_of(device, "memory").coefficients["floor_s"])}
 
     def predict(fit: KernelFit, chosen: Chosen) -> Array:
         shape = {key: np.asarray(values)[chosen] for key, values in columns(rows, "mhc_post").items()}

@@ -189,7 +189,7 @@ def _product_gradients(
 
 def mhc_pre_backward(
     kept: Kept, weights: Weights, dx: Tensor, dy: Tensor, dpost: Tensor, dres: Tensor, added: Weights, *,
-    n_iterations: int, eps: float, n_sms: int, tiles: Tiles | None = None,
+    n_iterations: int, eps: float, n_sms: int,
 ) -> Tensor:  # fmt: skip
     """Gradient of the residual, in place of ``dx`` [tokens, n, hidden], which holds what ``mhc_post`` left of it.
 
@@ -197,7 +197,7 @@ def mhc_pre_backward(
     and of the mappings; those of the weights are added to ``added``.
     """
     n_tokens, n, hidden = kept.x.shape
-    tiles = tiles or tiles_of(n)
+    tiles = tiles_of(n)
     dpre, dz, along = torch.empty_like(kept.pre), torch.empty_like(kept.product), torch.empty_like(kept.rstd)
     _pre_gradient[(n_tokens,)](
         kept.x, dy, dpre, hidden, N=n, BLOCK=tiles.pre_values, num_warps=tiles.pre_warps
@@ -249,11 +249,11 @@ def _post_gradients(
 
 
 def mhc_post_backward(
-    f: Tensor, x: Tensor, post: Tensor, res: Tensor, dy: Tensor, *, tiles: Tiles | None = None
+    f: Tensor, x: Tensor, post: Tensor, res: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the layer's output, the residual, H_post and H_res of ``mhc_post``."""
     n_tokens, n, hidden = x.shape
-    tiles = tiles or tiles_of(n)
+    tiles = tiles_of(n)
     df, dx, dpost, dres = torch.empty_like(f), torch.empty_like(x), torch.empty_like(post), torch.empty_like(res)
     _post_gradients[(n_tokens,)](
         f, x, post, res, dy, df, dx, dpost, dres, hidden, N=n, BLOCK=tiles.post_elements // n, num_warps=1
