@@ -54,5 +54,4 @@ def estimate(op: Op, cluster: Cluster) -> Estimate:
         seconds=parts.total, low=parts.total * fit.low, high=parts.total * fit.high,
         limits={"memory": parts.memory, "launch": parts.launch}, provenance=fit.provenance,
     )  # fmt: skip
-    fused = op.variant == "backward"
-    return mhc_training.widened(found, mhc_training.between(op.shape["n_streams"])) if fused else found
+    return mhc_training.widened(found, op.shape["n_streams"]) if op.variant == "backward" else found

@@ -32,7 +32,7 @@ import numpy as np
 
 from sextant.simulator.kernels import Work, fit_of, mhc_training
 from sextant.simulator.kernels.correction import correction
-from sextant.simulator.kernels.mhc_training import is_backward
+from sextant.simulator.kernels.mhc_training import is_backward, n_mappings, padded_mappings
 from sextant.simulator.kernels.rows import least_seconds
 from sextant.simulator.kernels.streams import Stream, stream_features, stream_rows, stream_seconds
 from sextant.simulator.types import Cluster, Device, Estimate, KernelFit, Num, Op
@@ -48,11 +48,6 @@ _TRAINING = {
     "training": mhc_training.forward, "training_backward": mhc_training.backward,
     "backward": mhc_training.fused_backward,
 }  # fmt: skip
-
-
-def n_mappings(n_streams: Num) -> Num:
-    """Coefficients per token: n of H_pre, n of H_post, n^2 of H_res."""
-    return n_streams * (n_streams + 2.0)
 
 
 def stream(shape: Mapping[str, Num], variant: str) -> Stream:
@@ -109,8 +104,7 @@ def _training(op: Op, device: Device) -> Estimate:
         limits={"math": math_s, "memory": parts.product + parts.apply, "launch": parts.sinkhorn + parts.small},
         provenance=fit.provenance,
     )  # fmt: skip
-    fused = op.variant == "backward"
-    return mhc_training.widened(found, mhc_training.between(op.shape["n_streams"])) if fused else found
+    return mhc_training.widened(found, op.shape["n_streams"]) if op.variant == "backward" else found
 
 
 def _parts(shape: Mapping[str, Num], what: Stream, fit: KernelFit, device: Device) -> tuple[Num, Num]:
@@ -142,7 +136,7 @@ def _two_kernels(shape: Mapping[str, Num], what: Stream, c: Mapping[str, Num], d
     bandwidth = device.memories["hbm"].bandwidth_bytes_per_s
     read_s = n_tokens * 2.0 * wide / (bandwidth * c["product_efficiency"])
     height = np.where(n_tokens >= TALL_BLOCK * device.n_sms, TALL_BLOCK, SHORT_BLOCK)
-    lanes = np.maximum(SHORT_BLOCK, 2.0 ** np.ceil(np.log2(n_mappings(shape["n_streams"]))))
+    lanes = padded_mappings(shape["n_streams"])
     tall = height == TALL_BLOCK
     value_s = np.where(tall, c["tall_s"], c["short_s"])
     lanes_s = lanes * np.where(tall, c["tall_lane_s"], c["short_lane_s"])

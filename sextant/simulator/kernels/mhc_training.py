@@ -41,7 +41,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sextant.simulator.types import Device, Estimate, Num
 
@@ -62,8 +61,18 @@ _HELD_ITERATIONS = 20.0
 #: of powers of two do not run them.
 FUSED_STREAMS, BETWEEN_LOW, BETWEEN_HIGH = (2.0, 4.0, 8.0), 0.75, 1.33
 
-#: Mappings that the fused product pads a token's to at least, and those of four streams.
+#: Mappings that a product pads a token's to at least, and those of four streams.
 _FEWEST_LANES, _FEW_LANES = 16.0, 32.0
+
+
+def n_mappings(n_streams: Num) -> Num:
+    """Coefficients per token: n of H_pre, n of H_post, n^2 of H_res."""
+    return n_streams * (n_streams + 2.0)
+
+
+def padded_mappings(n_streams: Num) -> Num:
+    """The same as a tile of a product has them: a power of two, at least 16."""
+    return np.maximum(_FEWEST_LANES, 2.0 ** np.ceil(np.log2(n_mappings(n_streams))))
 
 
 def is_backward(variant: str) -> bool:
@@ -121,7 +130,7 @@ def fused_backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Devic
     m, width, wide, bandwidth = _sizes(shape, device)
     read = 2.0 * m * (wide + width)
     written_back = c["apply_written"] * np.minimum(read, c["apply_dirty"] * device.l2_bytes)
-    lanes = np.maximum(_FEWEST_LANES, 2.0 ** np.ceil(np.log2(shape["n_streams"] * (shape["n_streams"] + 2.0))))
+    lanes = padded_mappings(shape["n_streams"])
     lane_s = np.where(lanes > _FEW_LANES, c["lane_s"], 0.0)
     read_s = 2.0 * m * (3.0 * wide + width) / (bandwidth * c["product_efficiency"])
     multiplied_s = lane_s * lanes * m * wide / device.n_sms
@@ -138,16 +147,12 @@ def fused_backward(shape: Mapping[str, Num], c: Mapping[str, Num], device: Devic
     )  # fmt: skip
 
 
-def between(n_streams: Num) -> NDArray[np.bool_]:
-    """Where a number of streams lies between those that the fused gradients were measured with."""
-    return ~np.isin(np.asarray(n_streams), FUSED_STREAMS)
-
-
-def widened(found: Estimate, where: NDArray[np.bool_]) -> Estimate:
-    """``found`` with the interval of what was not measured ``where`` it was not."""
-    if not where.any():
+def widened(found: Estimate, n_streams: Num) -> Estimate:
+    """``found``, of a fused gradient, with a wider interval where it was not measured with so many streams."""
+    between = ~np.isin(np.asarray(n_streams), FUSED_STREAMS)
+    if not between.any():
         return found
-    low, high = np.where(where, BETWEEN_LOW, 1.0), np.where(where, BETWEEN_HIGH, 1.0)
+    low, high = np.where(between, BETWEEN_LOW, 1.0), np.where(between, BETWEEN_HIGH, 1.0)
     return replace(found, low=found.low * low, high=found.high * high, provenance="assumed")
 
 
@@ -165,7 +170,7 @@ def _values(shape: Mapping[str, Num]) -> Num:
 
 
 def _small_s(shape: Mapping[str, Num], c: Mapping[str, Num], device: Device) -> Num:
-    mappings = shape["n_streams"] * (shape["n_streams"] + 2.0) / _MAPPINGS
+    mappings = n_mappings(shape["n_streams"]) / _MAPPINGS
     return c["small_s"] + c["token_s"] * mappings * shape["n_tokens"] / device.n_sms
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sextant.simulator.kernels import operator
-from sextant.simulator.kernels.mhc_pre import n_mappings
+from sextant.simulator.kernels.mhc_training import n_mappings
 from sextant.simulator.types import Num, Op
 from sextant.workloads.ops.memory import Place, moved
 
